@@ -1,0 +1,1 @@
+"""Engines: the same few operations, each fast somewhere."""

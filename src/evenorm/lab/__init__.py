@@ -1,0 +1,1 @@
+"""The laboratory: each claim made for batch norm, measured on real data."""
