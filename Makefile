@@ -1,0 +1,67 @@
+# Each target first makes .venv, or brings it up to date, and then does what its name says.
+# Nothing has to be there but make and a Python with venv; the C++ engine is built where a compiler is found.
+
+PYTHON ?= python3
+FLAGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+
+# The stamps are written last, so that an interrupted installation is taken up again, and they carry the
+# interpreter's version, so that another PYTHON makes another .venv.
+TOOLS := .venv/tools-$(VERSION)
+PACKAGE := .venv/package-$(VERSION)
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test check docs bench clean
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@echo 'FLAGS=... goes on to the command: make lab FLAGS=--quick, make test FLAGS="-k moments".'
+	@echo 'PYTHON=... chooses the interpreter: make test PYTHON=python3.12.'
+
+lab: $(PACKAGE) ## train what is not trained yet, write the report and print its path
+	@$(BIN)/evenorm lab run $(FLAGS)
+
+test: $(PACKAGE) ## all tests
+	@$(BIN)/python -m pytest $(FLAGS)
+
+check: $(PACKAGE) ## format, lint, types, and the rules of the house
+	@$(BIN)/ruff format --check --quiet . || { echo 'evenorm: not formatted; run .venv/bin/ruff format'; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python -m pytest --quiet tests/test_house.py
+	@echo 'evenorm: format, lint, types and house are in order'
+
+docs: $(PACKAGE) ## run every example, then build docs/_build/html
+	@$(BIN)/python -m pytest --quiet tests/test_docs.py
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs docs/_build/html
+	@echo "evenorm: the pages are in $(CURDIR)/docs/_build/html/index.html"
+
+bench: $(PACKAGE) ## check every case against float64, then time it against torch.nn
+	@$(BIN)/evenorm bench $(FLAGS)
+
+clean: ## remove .venv and all that was built; results/ stays
+	@rm -rf .venv build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	@find src tests bench docs -name __pycache__ -prune -exec rm -rf {} +
+	@find src -name '*.so' -delete
+
+$(TOOLS): pyproject.toml constraints.txt
+	@test -n "$(VERSION)" || { echo 'evenorm: $(PYTHON) does not run; name a Python 3.10 or newer: make PYTHON=/path/to/python'; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo \
+		'evenorm: $(PYTHON) is Python $(VERSION), 3.10 or newer is required; choose one: make PYTHON=/path/to/python'; exit 2; }
+	@echo 'evenorm: installing torch and the pinned tools into .venv (minutes the first time)'
+	@$(BIN)/python -c 'import pip, sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")' 2>/dev/null \
+		|| $(PYTHON) -m venv --clear .venv
+	@$(PIP) install --constraint constraints.txt pip
+	@$(PIP) install --constraint constraints.txt --group dev
+	@touch $@
+
+# No build isolation: the engine is compiled against the torch that is pinned.
+$(PACKAGE): $(TOOLS) $(wildcard setup.py MANIFEST.in src/evenorm/csrc/*)
+	@echo 'evenorm: installing the package, with its engine where a compiler is found'
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[lab]'
+	@touch $@
