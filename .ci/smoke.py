@@ -1,4 +1,4 @@
-"""Run in an empty environment, from an empty folder: is the wheel whole, and does the package work without extras?"""
+"""Run in an empty environment, from an empty folder: is the wheel whole, and does it work without extras?"""
 
 from __future__ import annotations
 
