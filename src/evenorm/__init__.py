@@ -1,0 +1,32 @@
+"""evenorm: batch normalisation for PyTorch, done completely."""
+
+from evenorm.averages import Cumulative as Cumulative
+from evenorm.averages import Exponential as Exponential
+from evenorm.averages import Window as Window
+from evenorm.functional import batch_norm as batch_norm
+from evenorm.functional import moments as moments
+from evenorm.layers import BatchNorm as BatchNorm
+from evenorm.layers import BatchNorm1d as BatchNorm1d
+from evenorm.layers import BatchNorm2d as BatchNorm2d
+from evenorm.layers import BatchNorm3d as BatchNorm3d
+from evenorm.layers import LazyBatchNorm1d as LazyBatchNorm1d
+from evenorm.layers import LazyBatchNorm2d as LazyBatchNorm2d
+from evenorm.layers import LazyBatchNorm3d as LazyBatchNorm3d
+from evenorm.moments import Moments as Moments
+
+__version__ = "0.1.0"
+__all__ = [
+    "BatchNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Cumulative",
+    "Exponential",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "Moments",
+    "Window",
+    "batch_norm",
+    "moments",
+]

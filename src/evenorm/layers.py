@@ -1,0 +1,266 @@
+"""The layers: state and options around `functional`, no arithmetic.
+
+Each subclasses the torch.nn class of the same name, so that parameters, buffers, state_dict keys, `_version`,
+initialisation and error texts are torch's own, and tools that look for torch's classes find ours. What evenorm
+adds is keyword-only, and every variant of batch norm is an option of the one layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase, _NormBase
+from torch.nn.parameter import UninitializedBuffer
+
+from evenorm import functional, updates
+from evenorm.activations import resolve
+from evenorm.averages import Average, Cumulative, Exponential, Window
+from evenorm.moments import Moments
+
+
+class _Layer(_NormBase):
+    """What all the layers share: evenorm's options, and the forward that follows them."""
+
+    activation: str | nn.Module | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    _average: Exponential | Window | None = None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | nn.Module | None = None,
+        average: Average | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self._set_options(bias, activation, average)
+
+    def _set_options(self, bias: bool, activation: str | nn.Module | None, average: Average | None) -> None:
+        resolve(activation)
+        if average is not None and self.momentum != 0.1:
+            raise ValueError(f"give either momentum or average, got momentum={self.momentum} and {average}")
+        if not bias:  # not left to torch, whose older versions do not know the argument
+            self.register_parameter("bias", None)
+        self.activation = activation
+        if average is not None:
+            self.average = average
+
+    @property
+    def average(self) -> Average:
+        """How batches become running statistics; may be set on a live layer."""
+        if self.momentum is None:
+            return Cumulative()
+        if isinstance(self._average, Exponential):
+            return replace(self._average, momentum=self.momentum)
+        return self._average or Exponential(self.momentum)
+
+    @average.setter
+    def average(self, average: Average) -> None:
+        if not isinstance(average, (Exponential, Cumulative, Window)):
+            raise TypeError(f"average must be Exponential, Cumulative or Window, got {average!r}")
+        self._average = None if isinstance(average, Cumulative) else average
+        if not isinstance(average, Window):
+            self.momentum = average.momentum if isinstance(average, Exponential) else None
+        elif self.momentum is None:
+            self.momentum = 0.1  # None would mean Cumulative
+        self._make_window()
+
+    def _make_window(self) -> None:
+        """Keep the buffers that a window needs, filled with what the layer knows, and no others."""
+        for name in ("mean", "var"):
+            self._buffers.pop(f"window_{name}", None)
+            known = self._buffers.get(f"running_{name}")
+            if isinstance(self._average, Window) and not isinstance(known, UninitializedBuffer | None):
+                self.register_buffer(f"window_{name}", known.detach().expand(self._average.size, -1).clone())
+
+    def forward(self, input: Tensor, *, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Normalise, add the residual, activate; where the mask is False, give 0. See the class."""
+        self._check_input_dim(input)
+        mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
+        functional.check(input, mean, var, weight, bias, residual, mask)
+        by_batch = self.training or (mean is None and var is None)
+        functional.check_eps(self.eps, by_batch)
+        if not by_batch:
+            if mean is None or var is None:
+                raise ValueError("running_mean and running_var must both be tensors or both None, got one of each")
+            return functional.infer(input, mean, var, weight, bias, residual, mask, self.eps, self.activation)
+        functional.check_count(input)
+        y, batch = functional.train(input, weight, bias, residual, mask, None, self.eps, self.activation)
+        tracked = self.training and self.track_running_stats and not updates.recomputing()
+        if tracked and mean is not None and var is not None:
+            self._commit_(mean, var, batch)
+        return y
+
+    def _commit_(self, mean: Tensor, var: Tensor, batch: Moments) -> None:
+        window = self._buffers.get("window_mean"), self._buffers.get("window_var")
+        running = updates.Running(mean, var, self.num_batches_tracked, *window)
+        updates.commit_(running, batch, self.average)
+
+    def extra_repr(self) -> str:
+        """Return torch's line, and the options that differ from torch's behaviour."""
+        ours = []
+        if isinstance(self.activation, str):
+            ours.append(f"activation={self.activation}")
+        if self._average is not None:
+            ours.append(f"average={self.average}")
+        return ", ".join([super().extra_repr(), *ours])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Load as torch does; a checkpoint without a window fills ours with its running statistics."""
+        if isinstance(self._average, Window):
+            for name in ("mean", "var"):
+                known = state_dict.get(f"{prefix}running_{name}")
+                if known is not None:
+                    window = known.expand(self._average.size, -1)
+                    state_dict.setdefault(f"{prefix}window_{name}", window)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class BatchNorm(_Layer, _BatchNorm):
+    r"""Batch normalisation of (N, C, *positions), for any number of positions.
+
+    .. math:: y = \mathrm{activation}\!\left(\frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}}\,\gamma + \beta
+              + \mathrm{residual}\right)
+
+    In training μ and σ² are the batch's own mean and (biased) variance of each channel, and the running
+    statistics move towards them (with the unbiased variance). In evaluation, μ and σ² are the running
+    statistics. `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d` are this layer with torch's check of dimensions.
+
+    Args:
+        num_features: the number of channels C.
+        eps: added to the variance; above 0.
+        momentum: the weight of the NEW batch in the running statistics; None: all batches weigh the same.
+        affine: learn weight (γ, starts at 1) and bias (β, starts at 0), both (C,).
+        track_running_stats: keep running statistics; without them evaluation uses the batch's own too.
+        device: where the parameters and buffers live.
+        dtype: of the parameters and buffers; the input may be narrower.
+        bias: learn β (with ``affine``).
+        activation: relu, leaky_relu, silu, gelu, elu, hardswish, sigmoid, tanh, or a module; applied in the
+            same pass.
+        average: `Exponential`, `Cumulative` or `Window`: how batches become running statistics; None: what
+            ``momentum`` says. `Exponential` brings its own momentum. Setting ``momentum`` to None on a live
+            layer means `Cumulative`, whatever the average, as torch's tools expect.
+
+    Called with ``layer(x, residual=None, mask=None)``: the residual, of x's shape, is added before the
+    activation; the mask, bool, True where a position is VALID, has shape (N,) for x (N, C), else
+    (N, *positions).
+
+    Raises:
+        TypeError: x is not a floating-point tensor.
+        ValueError: shapes that do not fit, one value per channel in training, an unknown activation.
+
+    Note:
+        Statistics are computed in float32 or wider whatever the input's dtype, see `batch_norm`. Running
+        statistics change only by a training forward that counts: not when activation checkpointing recomputes
+        one, not from an empty batch, and never to NaN or inf.
+
+    >>> import torch, evenorm
+    >>> layer = evenorm.BatchNorm(3, activation="relu")
+    >>> layer(torch.randn(8, 3, 4, 4)).shape
+    torch.Size([8, 3, 4, 4])
+
+    Source: Ioffe & Szegedy 2015, algorithms 1 and 2 (docs/math.md, eq. 1 to 11).
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions from two on; `functional.check` says so."""
+
+
+class BatchNorm1d(_Layer, nn.BatchNorm1d):
+    """Batch normalisation of (N, C) or (N, C, L): `torch.nn.BatchNorm1d`, with the options of `BatchNorm`.
+
+    >>> import torch, evenorm
+    >>> evenorm.BatchNorm1d(3, activation="silu")(torch.randn(8, 3)).shape
+    torch.Size([8, 3])
+    """
+
+
+class BatchNorm2d(_Layer, nn.BatchNorm2d):
+    """Batch normalisation of (N, C, H, W): `torch.nn.BatchNorm2d`, with the options of `BatchNorm`.
+
+    >>> import torch, evenorm
+    >>> x = torch.randn(8, 3, 4, 4)
+    >>> evenorm.BatchNorm2d(3, activation="relu")(x, residual=x).shape
+    torch.Size([8, 3, 4, 4])
+    """
+
+
+class BatchNorm3d(_Layer, nn.BatchNorm3d):
+    """Batch normalisation of (N, C, D, H, W): `torch.nn.BatchNorm3d`, with the options of `BatchNorm`.
+
+    >>> import torch, evenorm
+    >>> evenorm.BatchNorm3d(3)(torch.randn(2, 3, 4, 4, 4)).shape
+    torch.Size([2, 3, 4, 4, 4])
+    """
+
+
+class _LazyLayer(_Layer, _LazyNormBase):
+    """A layer that learns its number of channels from its first input, by torch's own mechanism."""
+
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | nn.Module | None = None,
+        average: Average | None = None,
+    ) -> None:
+        _LazyNormBase.__init__(self, eps, momentum, affine, track_running_stats, device, dtype)
+        self._set_options(bias, activation, average)
+
+    def initialize_parameters(self, input: Tensor) -> None:
+        """Make the parameters and buffers, the average's too."""
+        super().initialize_parameters(input)
+        self._make_window()
+
+
+class LazyBatchNorm1d(_LazyLayer, nn.LazyBatchNorm1d):
+    """`BatchNorm1d` that learns ``num_features`` from its first input.
+
+    >>> import torch, evenorm
+    >>> layer = evenorm.LazyBatchNorm1d()
+    >>> layer(torch.randn(8, 3)).shape, layer.num_features
+    (torch.Size([8, 3]), 3)
+    """
+
+    cls_to_become = BatchNorm1d
+
+
+class LazyBatchNorm2d(_LazyLayer, nn.LazyBatchNorm2d):
+    """`BatchNorm2d` that learns ``num_features`` from its first input.
+
+    >>> import torch, evenorm
+    >>> layer = evenorm.LazyBatchNorm2d(activation="relu")
+    >>> layer(torch.randn(8, 3, 4, 4)).shape, layer.num_features
+    (torch.Size([8, 3, 4, 4]), 3)
+    """
+
+    cls_to_become = BatchNorm2d
+
+
+class LazyBatchNorm3d(_LazyLayer, nn.LazyBatchNorm3d):
+    """`BatchNorm3d` that learns ``num_features`` from its first input.
+
+    >>> import torch, evenorm
+    >>> layer = evenorm.LazyBatchNorm3d()
+    >>> layer(torch.randn(2, 3, 4, 4, 4)).shape, layer.num_features
+    (torch.Size([2, 3, 4, 4, 4]), 3)
+    """
+
+    cls_to_become = BatchNorm3d
