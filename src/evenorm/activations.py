@@ -64,7 +64,8 @@ def _sigmoid_slope(z: Tensor, _: float) -> Tensor:
 
 TABLE = (
     Row("identity", lambda z, _: z, lambda z, _: torch.ones_like(z), nn.Identity, sign_suffices=True),
-    Row("relu", lambda z, _: z.relu(), lambda z, _: (z > 0).to(z.dtype), nn.ReLU, sign_suffices=True),
+    # ~(z <= 0), as torch: the gradient passes where z is NaN.
+    Row("relu", lambda z, _: z.relu(), lambda z, _: (~(z <= 0)).to(z.dtype), nn.ReLU, sign_suffices=True),
     Row(
         "leaky_relu",
         lambda z, slope: functional.leaky_relu(z, slope),
@@ -97,7 +98,7 @@ _BY_MODULE = {row.module: (Activation(code, row.parameter), row) for code, row i
 
 
 def resolve(activation: str | nn.Module | None) -> Activation | None:
-    """Return the table's activation for a name or a torch module; None for a module that is in no row.
+    """Return the table's activation for a name or a torch module; None for a module that no row computes.
 
     Raises:
         ValueError: a name that is in no row.
@@ -117,9 +118,12 @@ def resolve(activation: str | nn.Module | None) -> Activation | None:
     found, row = known
     if getattr(activation, "approximate", "none") == "tanh":
         return _BY_NAME["gelu_tanh"]
-    if row.parameter_name:
-        return found._replace(parameter=float(getattr(activation, row.parameter_name)))
-    return found
+    if not row.parameter_name:
+        return found
+    parameter = float(getattr(activation, row.parameter_name))
+    if row.sign_suffices and parameter < 0:  # LeakyReLU(-0.5): the output does not show the sign of z
+        return None
+    return found._replace(parameter=parameter)
 
 
 def module_of(activation: str | nn.Module | None) -> nn.Module | None:

@@ -87,6 +87,12 @@ def pool(x: Tensor, mask: Tensor | None = None, splits: Sequence[int] | None = N
     return Moments(count, (shift + step) + rest, m2.clamp(min=0))
 
 
+def virtual_batches(samples: int, size: int | None) -> list[int] | None:
+    """Cut `samples` into samples // size runs (at least one) whose sizes differ by one at most."""
+    runs = 1 if size is None else max(samples // size, 1)
+    return None if runs == 1 else [samples // runs + (run < samples % runs) for run in range(runs)]
+
+
 def widen(x: Tensor) -> Tensor:
     """Return x in float64, or in float32 on devices that have nothing wider."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)

@@ -1,0 +1,190 @@
+"""First derivatives by an engine's own backward, keeping nothing but x and C-sized statistics.
+
+Derivatives of higher order run in the formulas instead, which torch differentiates by itself: each backward
+below turns to them when it is asked to be differentiable (docs/math.md, eq. 12 to 16).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from evenorm import engines, formulas
+from evenorm.activations import IDENTITY, TABLE
+from evenorm.formulas import Setting
+from evenorm.renorm import Anchor, Tied, tie, untie
+
+Maybe = Tensor | None
+
+
+def transformed() -> bool:
+    """Tell whether torch.func, forward-mode differentiation or an export is looking at what we do."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def exporting() -> bool:
+    """Tell whether the result is going to be a graph for other programs to run."""
+    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+
+
+def wants_gradient(*tensors: Maybe) -> bool:
+    """Tell whether autograd has to know of an operation on these tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def again() -> bool:
+    """Tell, within a backward, whether it will itself be differentiated."""
+    return torch.is_grad_enabled() or transformed()
+
+
+class Train(torch.autograd.Function):
+    """An engine's `train_forward`: nothing stands between pool and apply."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Maybe, bias: Maybe, residual: Maybe, setting: Setting
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keep x, the parameters, and what tells the activation's slope."""
+        y, count, mean, m2 = engines.choose(x).train_forward(x, weight, bias, residual, setting)
+        ctx.setting = setting
+        ctx.save_for_backward(x, weight, bias, _to_rebuild(y, residual, setting), count, mean, m2)
+        ctx.mark_non_differentiable(count, mean, m2)
+        ctx.set_materialize_grads(False)
+        return y, count, mean, m2
+
+    @staticmethod
+    def backward(ctx: Any, dy: Maybe, *_: Maybe) -> tuple[Maybe, ...]:
+        """Sum, then subtract from the gradient the directions in which the output cannot move [7, 8]."""
+        if dy is None:
+            return (None,) * 5
+        x, weight, bias, saved, count, mean, m2 = ctx.saved_tensors
+        engine = engines.choose(x)
+        if again():
+            engine = formulas
+            batch = formulas.moments(x, ctx.setting.mask, ctx.setting.splits)
+            count, mean, m2 = batch.count, batch.mean, batch.m2  # as functions of x
+        dx, dweight, dbias, dresidual = engine.train_backward(
+            dy, x, count, mean, m2, weight, bias, saved, ctx.setting, ctx.needs_input_grad[3]
+        )
+        return dx, _if(weight, dweight), _if(bias, dbias), dresidual, None
+
+
+class Infer(torch.autograd.Function):
+    """An engine's `normalize` by constant statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        weight: Maybe,
+        bias: Maybe,
+        residual: Maybe,
+        setting: Setting,
+    ) -> Tensor:
+        """Keep x, the parameters and the statistics."""
+        y: Tensor = engines.choose(x).normalize(x, mean, var, weight, bias, residual, setting)
+        ctx.setting = setting
+        saved = _to_rebuild(y, residual, setting)
+        # Copies: a training forward may move the running statistics before this one's backward.
+        ctx.save_for_backward(x, mean.clone(), var.clone(), weight, bias, saved)
+        ctx.set_materialize_grads(False)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Maybe) -> tuple[Maybe, ...]:
+        """Scale the gradient; sum it only if weight or bias wants that [7, 9]."""
+        if dy is None:
+            return (None,) * 7
+        x, mean, var, weight, bias, saved = ctx.saved_tensors
+        engine = formulas if again() else engines.choose(x)
+        needs = ctx.needs_input_grad
+        dx, dweight, dbias, dresidual = engine.eval_backward(
+            dy, x, mean, var, weight, bias, saved, ctx.setting, needs[3] or needs[4], needs[5]
+        )
+        return dx, None, None, dweight if needs[3] else None, dbias if needs[4] else None, dresidual, None
+
+
+class TrainTied(torch.autograd.Function):
+    """Pool, tie the moments to the running statistics, apply: three steps, since something stands between."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Maybe, bias: Maybe, residual: Maybe, setting: Setting, anchor: Anchor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keep x, the parameters, the residual and the tied statistics."""
+        engine = engines.choose(x)
+        batch = engine.moments(x, setting.mask, setting.splits)
+        tied = tie(batch, anchor, setting.eps)
+        y = engine.normalize(x, tied.mean, tied.var, weight, bias, residual, setting._replace(eps=0.0))
+        ctx.setting, ctx.anchor = setting, Anchor(*(_copy(item) for item in anchor))
+        saved = _to_rebuild(y, residual, setting)
+        ctx.save_for_backward(x, weight, bias, residual, saved, batch.count, *tied)
+        ctx.mark_non_differentiable(batch.count, batch.mean, batch.m2)
+        ctx.set_materialize_grads(False)
+        return y, batch.count, batch.mean, batch.m2
+
+    @staticmethod
+    def backward(ctx: Any, dy: Maybe, *_: Maybe) -> tuple[Maybe, ...]:
+        """As `Train`'s, with the correction's factors as constants [7, 8, 21]."""
+        if dy is None:
+            return (None,) * 6
+        x, weight, bias, residual, saved, count, *tied = ctx.saved_tensors
+        if again():
+            return *_differentiable(dy, x, weight, bias, residual, ctx.setting, ctx.anchor), None, None
+        setting = ctx.setting._replace(eps=0.0)
+        engine, tied = engines.choose(x), Tied(*tied)
+        given = (dy, x, tied.mean, tied.var, weight, bias, saved, setting)
+        sum_g, sum_g_xhat = engine.backward_sums(*given)
+        per_group = count.clamp(min=1).unsqueeze(1)
+        offset, slope = untie(sum_g / per_group, sum_g_xhat / per_group, tied, count, ctx.anchor)
+        dx, dresidual = engine.input_gradient(*given, offset, slope, ctx.needs_input_grad[3])
+        dweight = None if weight is None else sum_g_xhat.sum(0).to(weight.dtype)
+        dbias = None if bias is None else sum_g.sum(0).to(bias.dtype)
+        return dx, dweight, dbias, dresidual, None, None
+
+
+def train_tied(
+    x: Tensor, weight: Maybe, bias: Maybe, residual: Maybe, setting: Setting, anchor: Anchor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute what `TrainTied` computes, in differentiable torch."""
+    batch = formulas.moments(x, setting.mask, setting.splits)
+    tied = tie(batch, anchor, setting.eps)
+    y = formulas.normalize(x, tied.mean, tied.var, weight, bias, residual, setting._replace(eps=0.0))
+    return y, batch.count, batch.mean, batch.m2
+
+
+def _differentiable(
+    dy: Tensor, x: Tensor, weight: Maybe, bias: Maybe, residual: Maybe, setting: Setting, anchor: Anchor
+) -> tuple[Maybe, ...]:
+    given = (x, weight, bias, residual)
+    wanted = [tensor for tensor in given if tensor is not None and tensor.requires_grad]
+    with torch.enable_grad():
+        y = train_tied(*given, setting, anchor)[0]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return tuple(next(found) if tensor is not None and tensor.requires_grad else None for tensor in given)
+
+
+def _to_rebuild(y: Tensor, residual: Maybe, setting: Setting) -> Maybe:
+    """Return what backward needs, besides x, to know the activation's slope; see `formulas._gradient_by_z`."""
+    if residual is None or setting.activation == IDENTITY.code:
+        return None
+    return y if TABLE[setting.activation].sign_suffices else residual
+
+
+def _if(parameter: Maybe, gradient: Maybe) -> Maybe:
+    return None if parameter is None else gradient
+
+
+def _copy(item: Any) -> Any:
+    return item.clone() if isinstance(item, Tensor) else item

@@ -1,0 +1,104 @@
+"""What is required of the arguments, checked before any work: what came, and how to fix it, in torch's words."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from evenorm.activations import resolve
+from evenorm.averages import Average
+from evenorm.renorm import Renorm
+
+OnNonfinite = Literal["skip", "raise", "propagate"]
+OnSingle = Literal["raise", "population"]
+
+
+def check(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> None:
+    """Raise the errors of `batch_norm` that concern tensors, before any work."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"expected a floating-point tensor, got {found}; convert it first, e.g. x.float()")
+    if x.dim() < 2:
+        raise ValueError(f"expected 2D or higher input (got {x.dim()}D input): (N, C, *positions)")
+    channels = x.shape[1]
+    named = ("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)
+    for name, vector in named:
+        if vector is not None and vector.numel() != channels:
+            raise ValueError(f"{name} should contain {channels} elements not {vector.numel()}")
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual must have x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
+    if mask is not None:
+        check_mask(x, mask)
+
+
+def check_mask(x: Tensor, mask: Tensor) -> None:
+    """Raise unless the mask says for each position of x, on x's device, whether it is valid."""
+    positions = (x.shape[0], *x.shape[2:])
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool, True where a position is valid; got {mask.dtype}")
+    if mask.shape != positions:
+        raise ValueError(f"mask must have shape {positions} for x {tuple(x.shape)}, got {tuple(mask.shape)}")
+    if mask.device != x.device:
+        raise ValueError(f"mask must be on x's device, {x.device}; it is on {mask.device}")
+
+
+def check_eps(eps: float, training: bool) -> None:
+    """Raise torch's error for an eps that could divide by zero."""
+    if training and eps <= 0:
+        raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+    if eps < 0:
+        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+
+
+def check_count(x: Tensor, training: bool = True) -> None:
+    """Raise torch's error where a channel has one value only, which has no variance."""
+    if x.numel() == x.shape[1] and x.numel() > 0:
+        if training:
+            cure = "; on_single='population' normalises such a batch by the running statistics"
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size {x.size()}{cure}"
+            )
+        raise ValueError(
+            "Expected more than 1 value per channel without running statistics (there are none to normalise by), "
+            f"got input size {x.size()}"
+        )
+
+
+def check_options(
+    layer: nn.Module,
+    activation: str | nn.Module | None,
+    average: Average | None,
+    virtual_batch_size: int | None,
+    renorm: Renorm | None,
+    on_nonfinite: OnNonfinite,
+    on_single: OnSingle,
+) -> None:
+    """Raise unless the options of a layer make sense, each and together."""
+    resolve(activation)
+    if average is not None and layer.momentum != 0.1:
+        raise ValueError(f"give either momentum or average, got momentum={layer.momentum} and {average}")
+    if virtual_batch_size is not None and (
+        isinstance(virtual_batch_size, bool) or not isinstance(virtual_batch_size, int) or virtual_batch_size < 2
+    ):
+        raise ValueError(f"virtual_batch_size must be at least 2 samples, got {virtual_batch_size!r}")
+    if renorm is not None and not isinstance(renorm, Renorm):
+        raise TypeError(f"renorm must be a Renorm, got {renorm!r}")
+    for name, value, known in (
+        ("on_nonfinite", on_nonfinite, get_args(OnNonfinite)),
+        ("on_single", on_single, get_args(OnSingle)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    if not layer.track_running_stats and (renorm is not None or on_single == "population"):
+        option = "renorm" if renorm is not None else "on_single='population'"
+        raise ValueError(f"{option} needs running statistics, got track_running_stats=False")
