@@ -7,6 +7,7 @@ adds is keyword-only, and every variant of batch norm is an option of the one la
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,18 +17,31 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase, _NormBase
 from torch.nn.parameter import UninitializedBuffer
 
 from evenorm import functional, updates
-from evenorm.activations import resolve
 from evenorm.averages import Average, Cumulative, Exponential, Window
-from evenorm.moments import Moments
+from evenorm.checks import OnNonfinite, OnSingle, check, check_count, check_eps, check_options
+from evenorm.moments import Moments, virtual_batches
+from evenorm.renorm import Anchor, Renorm
 
 
-class _Layer(_NormBase):
-    """What all the layers share: evenorm's options, and the forward that follows them."""
+class Layer(_NormBase):
+    """What all the layers share: evenorm's options, and the forward that follows them.
 
-    activation: str | nn.Module | None
+    The options' defaults stand on the class, so that a torch.nn layer which takes one of our classes, as
+    `convert` and `freeze` make it do, has them without a constructor call.
+    """
+
+    activation: str | nn.Module | None = None
+    virtual_batch_size: int | None = None
+    renorm: Renorm | None = None
+    on_nonfinite: OnNonfinite = "skip"
+    on_single: OnSingle = "raise"
+    frozen: bool = False  # normalise by the running statistics and leave them alone, in training too
+    name: str = ""  # the dotted name in a network, where a tool has walked it
     running_mean: Tensor | None
     running_var: Tensor | None
     _average: Exponential | Window | None = None
+    gathers: bool = False  # whether a `one_update` is under way
+    step: Moments | None = None  # what it has gathered so far
 
     def __init__(
         self,
@@ -42,19 +56,42 @@ class _Layer(_NormBase):
         bias: bool = True,
         activation: str | nn.Module | None = None,
         average: Average | None = None,
+        virtual_batch_size: int | None = None,
+        renorm: Renorm | None = None,
+        on_nonfinite: OnNonfinite = "skip",
+        on_single: OnSingle = "raise",
     ) -> None:
+        """Store the options; `BatchNorm` says what they mean."""
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self._set_options(bias, activation, average)
+        self._set_options(bias, activation, average, virtual_batch_size, renorm, on_nonfinite, on_single)
 
-    def _set_options(self, bias: bool, activation: str | nn.Module | None, average: Average | None) -> None:
-        resolve(activation)
-        if average is not None and self.momentum != 0.1:
-            raise ValueError(f"give either momentum or average, got momentum={self.momentum} and {average}")
+    def _set_options(
+        self,
+        bias: bool,
+        activation: str | nn.Module | None,
+        average: Average | None,
+        virtual_batch_size: int | None,
+        renorm: Renorm | None,
+        on_nonfinite: OnNonfinite,
+        on_single: OnSingle,
+    ) -> None:
+        check_options(self, activation, average, virtual_batch_size, renorm, on_nonfinite, on_single)
         if not bias:  # not left to torch, whose older versions do not know the argument
             self.register_parameter("bias", None)
         self.activation = activation
+        self.virtual_batch_size, self.renorm = virtual_batch_size, renorm
+        self.on_nonfinite, self.on_single = on_nonfinite, on_single
         if average is not None:
             self.average = average
+        self.complete_()
+
+    def complete_(self) -> None:
+        """Add what a torch.nn layer does not have: wide statistics, and a counter that no checkpoint holds."""
+        self._widen_statistics(dict(self._buffers))
+        if self.track_running_stats and "nonfinite_batches" not in self._buffers:
+            device = None if self.num_batches_tracked is None else self.num_batches_tracked.device
+            counter = torch.zeros((), dtype=torch.long, device=device)
+            self.register_buffer("nonfinite_batches", counter, persistent=False)
 
     @property
     def average(self) -> Average:
@@ -69,7 +106,8 @@ class _Layer(_NormBase):
     def average(self, average: Average) -> None:
         if not isinstance(average, (Exponential, Cumulative, Window)):
             raise TypeError(f"average must be Exponential, Cumulative or Window, got {average!r}")
-        self._average = None if isinstance(average, Cumulative) else average
+        plain = isinstance(average, Cumulative) or (isinstance(average, Exponential) and not average.debias)
+        self._average = None if plain else average  # type: ignore[assignment]
         if not isinstance(average, Window):
             self.momentum = average.momentum if isinstance(average, Exponential) else None
         elif self.momentum is None:
@@ -88,33 +126,85 @@ class _Layer(_NormBase):
         """Normalise, add the residual, activate; where the mask is False, give 0. See the class."""
         self._check_input_dim(input)
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
-        functional.check(input, mean, var, weight, bias, residual, mask)
-        by_batch = self.training or (mean is None and var is None)
-        functional.check_eps(self.eps, by_batch)
+        check(input, mean, var, weight, bias, residual, mask)
+        by_batch = (self.training and not self.frozen) or (mean is None and var is None)
+        check_eps(self.eps, by_batch)
+        if by_batch and self.on_single == "population" and mean is not None and input.numel() == input.shape[1]:
+            by_batch = False  # one value has no variance
         if not by_batch:
             if mean is None or var is None:
-                raise ValueError("running_mean and running_var must both be tensors or both None, got one of each")
+                raise ValueError("running_mean and running_var must both be there or both None, got one of them")
             return functional.infer(input, mean, var, weight, bias, residual, mask, self.eps, self.activation)
-        functional.check_count(input)
-        y, batch = functional.train(input, weight, bias, residual, mask, None, self.eps, self.activation)
+        check_count(input, self.training)
+        splits = virtual_batches(input.shape[0], self.virtual_batch_size)
+        anchor = self._anchor(mean, var, mask)
+        y, batch = functional.train(input, weight, bias, residual, mask, splits, self.eps, self.activation, anchor)
         tracked = self.training and self.track_running_stats and not updates.recomputing()
         if tracked and mean is not None and var is not None:
-            self._commit_(mean, var, batch)
+            self._commit_(mean, var, batch.pooled())
         return y
 
+    def _anchor(self, mean: Tensor | None, var: Tensor | None, mask: Tensor | None) -> Anchor | None:
+        """Return what ties a batch to the running statistics, if an option asks for that."""
+        batches = self.num_batches_tracked
+        single = mask is not None and self.on_single == "population"
+        if mean is None or var is None or batches is None or not (self.training and (self.renorm or single)):
+            return None
+        limits = (self.renorm or Renorm(r_max=1.0, d_max=0.0)).limits(batches)
+        return Anchor(mean, var, *limits, replaces_single=single)
+
     def _commit_(self, mean: Tensor, var: Tensor, batch: Moments) -> None:
-        window = self._buffers.get("window_mean"), self._buffers.get("window_var")
-        running = updates.Running(mean, var, self.num_batches_tracked, *window)
-        updates.commit_(running, batch, self.average)
+        """Let the batch enter the running statistics, now or at the end of a `one_update`."""
+        if self.gathers:
+            self.step = batch if self.step is None else self.step + batch
+            return
+        if self.on_nonfinite == "raise":
+            updates.check_finite(batch, self.name or repr(self))
+        get = self._buffers.get
+        window = get("window_mean"), get("window_var")
+        running = updates.Running(mean, var, self.num_batches_tracked, *window, get("nonfinite_batches"))
+        updates.commit_(running, batch, self.average, skip_nonfinite=self.on_nonfinite == "skip")
+
+    def finish_step_(self) -> None:
+        """Commit what `one_update` gathered, as one batch."""
+        self.gathers = False
+        if self.step is not None and self.running_mean is not None and self.running_var is not None:
+            self._commit_(self.running_mean, self.running_var, self.step)
+
+    def reset_running_stats(self) -> None:
+        """Reset the running statistics to 0 and 1, as torch does, and the count of non-finite batches."""
+        super().reset_running_stats()
+        counter = self._buffers.get("nonfinite_batches")
+        if counter is not None:
+            counter.zero_()
 
     def extra_repr(self) -> str:
         """Return torch's line, and the options that differ from torch's behaviour."""
-        ours = []
-        if isinstance(self.activation, str):
-            ours.append(f"activation={self.activation}")
-        if self._average is not None:
-            ours.append(f"average={self.average}")
-        return ", ".join([super().extra_repr(), *ours])
+        ours = {
+            "activation": self.activation if isinstance(self.activation, str) else None,
+            "average": self.average if self._average is not None else None,
+            "virtual_batch_size": self.virtual_batch_size,
+            "renorm": self.renorm,
+            "on_nonfinite": None if self.on_nonfinite == "skip" else self.on_nonfinite,
+            "on_single": None if self.on_single == "raise" else self.on_single,
+            "frozen": self.frozen or None,
+        }
+        changed = [f"{name}={value}" for name, value in ours.items() if value is not None]
+        return ", ".join([super().extra_repr(), *changed])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Layer:
+        """Move or cast as torch does, but leave statistics in float32 where the cast would narrow them."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        self._widen_statistics(before)
+        return self
+
+    def _widen_statistics(self, source: dict[str, Tensor | None]) -> None:
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.is_floating_point() and buffer.itemsize < 4:
+                known = source[name]
+                assert known is not None
+                self._buffers[name] = known.to(device=buffer.device, dtype=torch.float32)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load as torch does; a checkpoint without a window fills ours with its running statistics."""
@@ -127,7 +217,7 @@ class _Layer(_NormBase):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class BatchNorm(_Layer, _BatchNorm):
+class BatchNorm(Layer, _BatchNorm):
     r"""Batch normalisation of (N, C, *positions), for any number of positions.
 
     .. math:: y = \mathrm{activation}\!\left(\frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}}\,\gamma + \beta
@@ -151,6 +241,15 @@ class BatchNorm(_Layer, _BatchNorm):
         average: `Exponential`, `Cumulative` or `Window`: how batches become running statistics; None: what
             ``momentum`` says. `Exponential` brings its own momentum. Setting ``momentum`` to None on a live
             layer means `Cumulative`, whatever the average, as torch's tools expect.
+        virtual_batch_size: normalise sub-batches apart: N samples are cut into ``N // virtual_batch_size`` runs
+            (at least one) whose sizes differ by one at most, so that none is smaller than asked for. Running
+            statistics still get the moments of the whole batch.
+        renorm: `Renorm`: correct the batch towards the running statistics.
+        on_nonfinite: what a batch with NaN or inf does to the running statistics: "skip" leaves those of the
+            channel as they are and counts the batch in ``nonfinite_batches``; "raise" raises; "propagate" takes
+            it in, as torch does. The output shows the NaN in any case.
+        on_single: training with one value per channel: "raise" as torch does, or "population": normalise by the
+            running statistics and leave them alone.
 
     Called with ``layer(x, residual=None, mask=None)``: the residual, of x's shape, is added before the
     activation; the mask, bool, True where a position is VALID, has shape (N,) for x (N, C), else
@@ -177,7 +276,7 @@ class BatchNorm(_Layer, _BatchNorm):
         """Any number of dimensions from two on; `functional.check` says so."""
 
 
-class BatchNorm1d(_Layer, nn.BatchNorm1d):
+class BatchNorm1d(Layer, nn.BatchNorm1d):
     """Batch normalisation of (N, C) or (N, C, L): `torch.nn.BatchNorm1d`, with the options of `BatchNorm`.
 
     >>> import torch, evenorm
@@ -186,7 +285,7 @@ class BatchNorm1d(_Layer, nn.BatchNorm1d):
     """
 
 
-class BatchNorm2d(_Layer, nn.BatchNorm2d):
+class BatchNorm2d(Layer, nn.BatchNorm2d):
     """Batch normalisation of (N, C, H, W): `torch.nn.BatchNorm2d`, with the options of `BatchNorm`.
 
     >>> import torch, evenorm
@@ -196,7 +295,7 @@ class BatchNorm2d(_Layer, nn.BatchNorm2d):
     """
 
 
-class BatchNorm3d(_Layer, nn.BatchNorm3d):
+class BatchNorm3d(Layer, nn.BatchNorm3d):
     """Batch normalisation of (N, C, D, H, W): `torch.nn.BatchNorm3d`, with the options of `BatchNorm`.
 
     >>> import torch, evenorm
@@ -205,7 +304,7 @@ class BatchNorm3d(_Layer, nn.BatchNorm3d):
     """
 
 
-class _LazyLayer(_Layer, _LazyNormBase):
+class _LazyLayer(Layer, _LazyNormBase):
     """A layer that learns its number of channels from its first input, by torch's own mechanism."""
 
     def __init__(
@@ -220,9 +319,14 @@ class _LazyLayer(_Layer, _LazyNormBase):
         bias: bool = True,
         activation: str | nn.Module | None = None,
         average: Average | None = None,
+        virtual_batch_size: int | None = None,
+        renorm: Renorm | None = None,
+        on_nonfinite: OnNonfinite = "skip",
+        on_single: OnSingle = "raise",
     ) -> None:
+        """Store the options; `BatchNorm` says what they mean."""
         _LazyNormBase.__init__(self, eps, momentum, affine, track_running_stats, device, dtype)
-        self._set_options(bias, activation, average)
+        self._set_options(bias, activation, average, virtual_batch_size, renorm, on_nonfinite, on_single)
 
     def initialize_parameters(self, input: Tensor) -> None:
         """Make the parameters and buffers, the average's too."""

@@ -1,15 +1,19 @@
 """When and how running statistics change: the only place that writes to them.
 
-A batch's moments enter the running statistics with the weight that the layer's average gives them, channel by
+Besides the layers' own commits, `no_update` holds them back for a whole network and `one_update` gathers them. A
+batch's moments enter the running statistics with the weight that the layer's average gives them, channel by
 channel, and only where the outcome is finite. All is decided on the device, without asking the host.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from evenorm.averages import Average, Window
 from evenorm.moments import Moments
@@ -23,6 +27,7 @@ class Running(NamedTuple):
     batches: Tensor | None = None  # how many batches have been committed
     window_mean: Tensor | None = None
     window_var: Tensor | None = None
+    nonfinite: Tensor | None = None  # how many batches some channel had to leave out
 
 
 def recomputing() -> bool:
@@ -32,12 +37,11 @@ def recomputing() -> bool:
 
 @torch.no_grad()
 def commit_(running: Running, batch: Moments, average: Average, *, skip_nonfinite: bool = True) -> None:
-    """Let one batch enter the running statistics, in place (math.md, eq. 10 and 11).
+    """Let one batch, pooled, enter the running statistics, in place (math.md, eq. 10 and 11).
 
     Nothing changes where the batch holds fewer than two values per channel, for which there is no unbiased
     variance, nor, if `skip_nonfinite`, in channels where the outcome would not be finite.
     """
-    batch = batch.pooled()
     counts = batch.count > 1
     if running.batches is not None:
         running.batches.add_(counts)
@@ -47,9 +51,100 @@ def commit_(running: Running, batch: Moments, average: Average, *, skip_nonfinit
     else:
         weight = average.weight(running.batches)
         moved = (_step(running.mean, new[0], weight), _step(running.var, new[1], weight))
-    allowed = counts & _finite(moved) if skip_nonfinite else counts
+    allowed = counts
+    if skip_nonfinite:
+        finite = _finite(moved)
+        allowed = counts & finite
+        if running.nonfinite is not None:
+            running.nonfinite.add_(counts & ~finite.all())
     running.mean.copy_(torch.where(allowed, moved[0], running.mean))
     running.var.copy_(torch.where(allowed, moved[1], running.var))
+
+
+@contextmanager
+def no_update(model: nn.Module) -> Iterator[None]:
+    """Let forwards inside the block change no running statistics: a second forward, a probe, a graph capture.
+
+    Everything else stays as it is: layers in training mode still normalise by their batch. Takes batch norm of any
+    make and restores each layer when the block ends, however it ends; blocks may be nested.
+
+    >>> import torch, evenorm
+    >>> layer = evenorm.BatchNorm1d(3)
+    >>> with evenorm.no_update(layer):
+    ...     _ = layer(torch.randn(8, 3))
+    >>> layer.num_batches_tracked.item()
+    0
+    """
+    tracking = [
+        module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats
+    ]
+    for layer in tracking:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in tracking:
+            layer.track_running_stats = True
+
+
+@contextmanager
+def one_update(model: nn.Module) -> Iterator[None]:
+    """Let all forwards inside the block count as ONE batch: the micro-batches of one optimizer step.
+
+    Their moments are merged exactly, and enter the running statistics when the block ends, with one momentum step
+    and one count. If the block raises, nothing enters. Normalisation itself still uses each micro-batch's own
+    statistics: no gradient can flow to micro-batches whose graphs are gone. Blocks inside the block add nothing.
+
+    Raises:
+        ValueError: the network holds batch norm that is not evenorm's, which commits each forward by itself.
+
+    >>> import torch, evenorm
+    >>> layer, batch = evenorm.BatchNorm1d(3, momentum=1.0), torch.randn(8, 3)
+    >>> with evenorm.one_update(layer):
+    ...     for part in batch.split([2, 3, 3]):
+    ...         _ = layer(part)
+    >>> torch.testing.assert_close(layer.running_var, batch.var(0))
+    >>> layer.num_batches_tracked.item()
+    1
+    """
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    for name, layer in layers:
+        if not isinstance(layer, Gathering):
+            found = f"{type(layer).__module__}.{type(layer).__name__}"
+            raise ValueError(
+                f"one_update needs evenorm's layers, {name or 'the model'} is {found}; convert it first"
+            )
+    gathering = [layer for _, layer in layers if isinstance(layer, Gathering) and not layer.gathers]
+    for layer in gathering:
+        layer.gathers = True
+    try:
+        yield
+        for layer in gathering:
+            layer.finish_step_()
+    finally:
+        for layer in gathering:
+            layer.gathers, layer.step = False, None
+
+
+@runtime_checkable
+class Gathering(Protocol):
+    """A layer that can put several batches together before it commits them."""
+
+    gathers: bool
+    step: Moments | None
+
+    def finish_step_(self) -> None:
+        """Commit what was gathered."""
+
+
+def check_finite(batch: Moments, layer: str) -> None:
+    """Raise if a channel holds NaN or inf. Asks the host; for `on_nonfinite="raise"` only."""
+    bad = (~_finite((batch.mean, batch.m2))).nonzero().flatten().tolist()
+    if bad:
+        shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+        raise ValueError(
+            f"{layer}: the batch holds NaN or inf in channel {shown}; its running statistics were left alone"
+        )
 
 
 def _step(old: Tensor, new: Tensor, weight: Tensor | float) -> Tensor:
