@@ -4,6 +4,7 @@ from evenorm.averages import Cumulative as Cumulative
 from evenorm.averages import Exponential as Exponential
 from evenorm.averages import Window as Window
 from evenorm.functional import batch_norm as batch_norm
+from evenorm.functional import mask_from_lengths as mask_from_lengths
 from evenorm.functional import moments as moments
 from evenorm.layers import BatchNorm as BatchNorm
 from evenorm.layers import BatchNorm1d as BatchNorm1d
@@ -12,7 +13,12 @@ from evenorm.layers import BatchNorm3d as BatchNorm3d
 from evenorm.layers import LazyBatchNorm1d as LazyBatchNorm1d
 from evenorm.layers import LazyBatchNorm2d as LazyBatchNorm2d
 from evenorm.layers import LazyBatchNorm3d as LazyBatchNorm3d
+from evenorm.models.freeze import freeze as freeze
+from evenorm.models.freeze import unfreeze as unfreeze
 from evenorm.moments import Moments as Moments
+from evenorm.renorm import Renorm as Renorm
+from evenorm.updates import no_update as no_update
+from evenorm.updates import one_update as one_update
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,7 +32,13 @@ __all__ = [
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "Moments",
+    "Renorm",
     "Window",
     "batch_norm",
+    "freeze",
+    "mask_from_lengths",
     "moments",
+    "no_update",
+    "one_update",
+    "unfreeze",
 ]

@@ -1,0 +1,1 @@
+"""Operations on whole networks that hold batch norm of any make."""
