@@ -1,0 +1,198 @@
+"""The report: analyses in, one HTML file out, that asks for nothing from outside and escapes all it prints."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.offline
+from markupsafe import Markup
+
+from evenorm.lab.interval_plot import interval_plot
+from evenorm.lab.layer_page import LayerView, slider_limits
+from evenorm.lab.page_data import interval_numbers, number, p_value, plain, script_json, visible, without_links
+from evenorm.lab.report_words import words
+from evenorm.lab.results import Analysis, Verdict
+
+_TEMPLATES = jinja2.PackageLoader("evenorm.lab", "templates")
+
+
+@dataclass(frozen=True)
+class _Section:
+    """An analysis with its place on the page."""
+
+    anchor: str
+    index: int
+    analysis: Analysis
+
+
+def write_report(
+    analyses: Sequence[Analysis],
+    path: Path,
+    *,
+    environment: Mapping[str, str],
+    layer: LayerView | None = None,
+    language: str = "en",
+) -> Path:
+    """Write the report of `analyses` to `path` and return it; a reader never sees half a file.
+
+    Args:
+        analyses: one a claim, in the order of the page; the first endpoint of each is its key number.
+        path: the HTML file; folders on the way are made, an older report is replaced.
+        environment: versions and machine, as the footer shall show them.
+        layer: the trained unit to take apart; without it the page has no such section.
+        language: of the page's fixed words, "en" or "ko".
+
+    Raises:
+        ValueError: no analyses, an unknown language, a path that is a folder.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"the report is a file, but {path} is a folder; give a name such as {path / 'report.html'}"
+        )
+    page = render_report(analyses, environment=environment, layer=layer, language=language)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def render_report(
+    analyses: Sequence[Analysis],
+    *,
+    environment: Mapping[str, str],
+    layer: LayerView | None = None,
+    language: str = "en",
+) -> str:
+    """The page as text: a pure function of its arguments, so that equal results give equal bytes.
+
+    Raises:
+        ValueError: no analyses, or an unknown language.
+    """
+    vocabulary = words(language)
+    if not analyses:
+        raise ValueError("a report needs at least one analysis, got none; run an experiment first: evenorm lab run")
+    shown = [_without_links(analysis) for analysis in analyses]
+    scripts = _scripts()
+    data = {"words": vocabulary, "environment": dict(environment), "analyses": shown, "layer": layer}
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            words=vocabulary,
+            language=language,
+            sections=_sections(shown),
+            tally=[(verdict, count) for verdict, count in _tally(shown).items() if count],
+            verdicts=list(Verdict),
+            environment=environment,
+            layer=layer,
+            limits=slider_limits(layer) if layer else None,
+            style=Markup(_source("report.css")),
+            scripts=[Markup(script) for script in scripts],
+            policy=_policy(scripts),
+            data=Markup(script_json(data)),
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    """Autoescape always, strict about names, and no invisible character from any expression."""
+    environment = jinja2.Environment(
+        loader=_TEMPLATES,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finished,
+    )
+    environment.filters.update(
+        number=number, p_value=p_value, interval_plot=interval_plot, pairs=_configuration_pairs
+    )
+    environment.globals["interval_numbers"] = interval_numbers
+    return environment
+
+
+def _finished(value: Any) -> Any:
+    """What an expression prints: no invisible character, and a percent sign on the line of its number."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return visible(value).replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _source(name: str) -> str:
+    """A style sheet or script of the package, as it is."""
+    environment = jinja2.Environment(loader=_TEMPLATES, autoescape=True)
+    return _TEMPLATES.get_source(environment, name)[0]
+
+
+def _scripts() -> list[str]:
+    """Every script of the page, the first for its head: the package's own and plotly's; no result is in any."""
+    own = [_source(name) for name in ("theme.js", "page.js", "figures.js", "downloads.js", "layer.js")]
+    scripts = [own[0], plotly.offline.get_plotlyjs(), *own[1:]]
+    assert not any("</script" in script.lower() for script in scripts), "a script would end its own element"
+    return scripts
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """A Content-Security-Policy under which these scripts alone may run, and nothing may be fetched.
+
+    Each script is allowed by its hash: even if text got through unescaped, its handlers would not run.
+    """
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _without_links(analysis: Analysis) -> Analysis:
+    """The analysis with every figure as plain JSON whose labels hold no link."""
+    figures = tuple(replace(figure, plotly=without_links(plain(figure.plotly))) for figure in analysis.figures)
+    return replace(analysis, figures=figures)
+
+
+def _tally(analyses: Sequence[Analysis]) -> dict[Verdict, int]:
+    """How many claims got which verdict, in the order of the verdicts."""
+    counts = Counter(analysis.verdict for analysis in analyses)
+    return {verdict: counts[verdict] for verdict in Verdict}
+
+
+def _sections(analyses: Sequence[Analysis]) -> list[_Section]:
+    """Each analysis with an address of its own within the page, from the experiment's name."""
+    taken: set[str] = set()
+    sections = []
+    for index, analysis in enumerate(analyses):
+        name = re.sub(r"[^a-z0-9]+", "-", analysis.experiment.lower()).strip("-") or "claim"
+        anchor = f"claim-{name}"
+        if anchor in taken:
+            anchor = f"{anchor}--{index}"
+        taken.add(anchor)
+        sections.append(_Section(anchor, index, analysis))
+    return sections
+
+
+def _configuration_pairs(configuration: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The configuration as pairs of name and value, nested values as compact JSON."""
+    return [
+        (str(key), value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False))
+        for key, value in configuration.items()
+    ]
