@@ -1,0 +1,53 @@
+"""The console script: runs a command, and turns what a user can mend into one line on stderr and status 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+MISSING = 'evenorm: the command line needs more packages than the layers do: pip install "evenorm[lab]"'
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 1 findings, 2 could not run, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given  # of every command, wherever it stands
+    sys.exit(_run([argument for argument in given if argument != "--debug"], debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        from evenorm.commands import app
+
+        # Not standalone: typer then reports what went wrong by raising it, and interruptions are ours.
+        status = app(arguments, prog_name="evenorm", standalone_mode=False)
+        sys.stdout.flush()
+        return int(status or 0)
+    except KeyboardInterrupt:
+        print("\nevenorm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; nothing is left to flush into
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        if debug or (error.name or "").startswith("evenorm"):
+            raise
+        print(MISSING, f"(there is no {error.name} here)", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if debug:
+            raise
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Say in a line what the user can mend and return 2; anything else is our own fault and raised again."""
+    usage = getattr(error, "format_message", None)  # a usage error of typer's own
+    if usage is not None:
+        print(f"evenorm: {usage()}", file=sys.stderr)
+        return 2
+    if isinstance(error, (ValueError, TypeError, OSError)):
+        print(f"evenorm: {error}", file=sys.stderr)
+        return 2
+    raise error

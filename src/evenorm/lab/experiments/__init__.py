@@ -1,0 +1,15 @@
+"""The experiments, one file each. A new one is a new file and a new line here; the report keeps this order."""
+
+from __future__ import annotations
+
+from evenorm.lab.experiment import Experiment
+from evenorm.lab.experiments import inference, input_scale, speed
+
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        speed.EXPERIMENT,
+        input_scale.EXPERIMENT,
+        inference.EXPERIMENT,
+    )
+}
