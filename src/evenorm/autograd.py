@@ -54,8 +54,9 @@ class Train(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Maybe, bias: Maybe, residual: Maybe, setting: Setting
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Keep x, the parameters, and what tells the activation's slope."""
-        y, count, mean, m2 = engines.choose(x).train_forward(x, weight, bias, residual, setting)
-        ctx.setting = setting
+        engine = engines.choose(x)
+        y, count, mean, m2 = engine.train_forward(x, weight, bias, residual, setting)
+        ctx.engine, ctx.setting = engine, setting
         ctx.save_for_backward(x, weight, bias, _to_rebuild(y, residual, setting), count, mean, m2)
         ctx.mark_non_differentiable(count, mean, m2)
         ctx.set_materialize_grads(False)
@@ -67,7 +68,7 @@ class Train(torch.autograd.Function):
         if dy is None:
             return (None,) * 5
         x, weight, bias, saved, count, mean, m2 = ctx.saved_tensors
-        engine = engines.choose(x)
+        engine = ctx.engine
         if again():
             engine = formulas
             batch = formulas.moments(x, ctx.setting.mask, ctx.setting.splits)
@@ -93,8 +94,9 @@ class Infer(torch.autograd.Function):
         setting: Setting,
     ) -> Tensor:
         """Keep x, the parameters and the statistics."""
-        y: Tensor = engines.choose(x).normalize(x, mean, var, weight, bias, residual, setting)
-        ctx.setting = setting
+        engine = engines.choose(x)
+        y: Tensor = engine.normalize(x, mean, var, weight, bias, residual, setting)
+        ctx.engine, ctx.setting = engine, setting
         saved = _to_rebuild(y, residual, setting)
         # Copies: a training forward may move the running statistics before this one's backward.
         ctx.save_for_backward(x, mean.clone(), var.clone(), weight, bias, saved)
@@ -107,7 +109,7 @@ class Infer(torch.autograd.Function):
         if dy is None:
             return (None,) * 7
         x, mean, var, weight, bias, saved = ctx.saved_tensors
-        engine = formulas if again() else engines.choose(x)
+        engine = formulas if again() else ctx.engine
         needs = ctx.needs_input_grad
         dx, dweight, dbias, dresidual = engine.eval_backward(
             dy, x, mean, var, weight, bias, saved, ctx.setting, needs[3] or needs[4], needs[5]
@@ -127,7 +129,7 @@ class TrainTied(torch.autograd.Function):
         batch = engine.moments(x, setting.mask, setting.splits)
         tied = tie(batch, anchor, setting.eps)
         y = engine.normalize(x, tied.mean, tied.var, weight, bias, residual, setting._replace(eps=0.0))
-        ctx.setting, ctx.anchor = setting, Anchor(*(_copy(item) for item in anchor))
+        ctx.engine, ctx.setting, ctx.anchor = engine, setting, Anchor(*(_copy(item) for item in anchor))
         saved = _to_rebuild(y, residual, setting)
         ctx.save_for_backward(x, weight, bias, residual, saved, batch.count, *tied)
         ctx.mark_non_differentiable(batch.count, batch.mean, batch.m2)
@@ -143,7 +145,7 @@ class TrainTied(torch.autograd.Function):
         if again():
             return *_differentiable(dy, x, weight, bias, residual, ctx.setting, ctx.anchor), None, None
         setting = ctx.setting._replace(eps=0.0)
-        engine, tied = engines.choose(x), Tied(*tied)
+        engine, tied = ctx.engine, Tied(*tied)
         given = (dy, x, tied.mean, tied.var, weight, bias, saved, setting)
         sum_g, sum_g_xhat = engine.backward_sums(*given)
         per_group = count.clamp(min=1).unsqueeze(1)

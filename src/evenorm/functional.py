@@ -77,7 +77,7 @@ def batch_norm(
 
     Source: Ioffe & Szegedy 2015, algorithms 1 and 2 (docs/math.md, eq. 1 to 11).
     """
-    if x.dim() < 2 and x.numel() == 0:
+    if isinstance(x, Tensor) and x.dim() < 2 and x.numel() == 0:
         return x.clone()  # torch lets an empty vector through
     check(x, running_mean, running_var, weight, bias, residual, mask)
     check_eps(eps, training)
@@ -88,7 +88,7 @@ def batch_norm(
     check_count(x)
     y, batch = train(x, weight, bias, residual, mask, None, eps, activation)
     if running_mean is not None and running_var is not None and not updates.recomputing():
-        updates.commit_(updates.Running(running_mean, running_var), batch.pooled(), Exponential(momentum))
+        updates.commit_(updates.Running(running_mean, running_var), batch, Exponential(momentum))
     return y
 
 

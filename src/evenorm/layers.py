@@ -141,7 +141,7 @@ class Layer(_NormBase):
         y, batch = functional.train(input, weight, bias, residual, mask, splits, self.eps, self.activation, anchor)
         tracked = self.training and self.track_running_stats and not updates.recomputing()
         if tracked and mean is not None and var is not None:
-            self._commit_(mean, var, batch.pooled())
+            self._commit_(mean, var, batch)
         return y
 
     def _anchor(self, mean: Tensor | None, var: Tensor | None, mask: Tensor | None) -> Anchor | None:
@@ -156,10 +156,11 @@ class Layer(_NormBase):
     def _commit_(self, mean: Tensor, var: Tensor, batch: Moments) -> None:
         """Let the batch enter the running statistics, now or at the end of a `one_update`."""
         if self.gathers:
+            batch = batch.pooled()
             self.step = batch if self.step is None else self.step + batch
             return
         if self.on_nonfinite == "raise":
-            updates.check_finite(batch, self.name or repr(self))
+            updates.check_finite(batch.pooled(), self.name or repr(self))
         get = self._buffers.get
         window = get("window_mean"), get("window_var")
         running = updates.Running(mean, var, self.num_batches_tracked, *window, get("nonfinite_batches"))

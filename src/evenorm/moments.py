@@ -58,6 +58,8 @@ class Moments:
 
     def pooled(self) -> Moments:
         """Merge the groups, (G, C), into one, (C,), all at once and in a fixed order (math.md, eq. 5)."""
+        if self.mean.dim() == 1:
+            return self
         if len(self.count) == 1:
             return Moments(self.count[0], self.mean[0], self.m2[0])
         groups, count = self.count.unsqueeze(1), self.count.sum()

@@ -7,15 +7,18 @@ channel, and only where the outcome is finite. All is decided on the device, wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from evenorm.averages import Average, Window
+from evenorm.averages import Average, Cumulative, Window
+from evenorm.engines import cpu
 from evenorm.moments import Moments
 
 
@@ -37,11 +40,18 @@ def recomputing() -> bool:
 
 @torch.no_grad()
 def commit_(running: Running, batch: Moments, average: Average, *, skip_nonfinite: bool = True) -> None:
-    """Let one batch, pooled, enter the running statistics, in place (math.md, eq. 10 and 11).
+    """Let one batch enter the running statistics, in place (math.md, eq. 10 and 11).
 
     Nothing changes where the batch holds fewer than two values per channel, for which there is no unbiased
     variance, nor, if `skip_nonfinite`, in channels where the outcome would not be finite.
     """
+    if cpu.supports(running.mean) and not isinstance(average, Window):
+        # One call in place of a dozen small operations: at small sizes they would cost more than the kernels.
+        momentum, debias = (math.nan, False) if isinstance(average, Cumulative) else astuple(average)
+        tracked = running.mean, running.var, running.batches
+        cpu.track_(*tracked, batch, momentum, debias, skip_nonfinite, running.nonfinite)
+        return
+    batch = batch.pooled()
     counts = batch.count > 1
     if running.batches is not None:
         running.batches.add_(counts)

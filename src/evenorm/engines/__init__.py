@@ -1,7 +1,8 @@
 """Engines: the same few operations, each fast somewhere.
 
 An engine is a module that offers the functions of `evenorm.formulas`, under the same names and arguments. It
-never touches running statistics. What the fast engines do not take, a device, a dtype, falls to the formulas.
+never decides when running statistics change. What the fast engines do not take, a device, a dtype, a tensor
+subclass, falls to the formulas.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from types import ModuleType
 from torch import Tensor
 
 from evenorm import formulas
+from evenorm.engines import cpu
 
 
 def choose(x: Tensor) -> ModuleType:
     """Return the fastest engine that takes x."""
-    return formulas
+    return cpu if cpu.supports(x) else formulas
