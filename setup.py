@@ -1,0 +1,173 @@
+"""Build the engine, evenorm/_engine.so, with whatever C++ compiler is there; install without it where that fails.
+
+The engine is a plain shared library: it uses PyTorch's ABI-stable interface and no part of Python, so one build
+serves every CPython and every torch from 2.10 on. PyTorch's headers are looked for beside this interpreter's
+packages, which under pip's build isolation are the target's.
+
+Environment:
+    CXX                  the compiler; else c++, g++ or clang++
+    EVENORM_ENGINE=off   build no engine
+    EVENORM_SANITIZE=1   build the engine with AddressSanitizer and UBSan. To run the tests with it:
+        EVENORM_SANITIZE=1 python setup.py build_ext --inplace
+        LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libstdc++.so)" \
+            ASAN_OPTIONS=detect_leaks=0 python -m pytest tests/test_cpu_engine.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel as BdistWheel  # noqa: N812
+from setuptools.command.build_ext import build_ext as BuildExt  # noqa: N812
+
+ROOT = Path(__file__).parent
+SOURCES = Path("src/evenorm/csrc")
+ENGINE, MISSING = "_engine.so", "_engine_missing.txt"
+
+COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
+# No -ffast-math: the kernels rely on NaN, on signed zero and on the order of their sums. These only let loops be vectorised.
+FAST = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+SANITIZED = [
+    "-O1",
+    "-g",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+]
+TORCH_2_10 = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+
+# The kernels are compiled once for each of these; the processor chooses when the library is first used.
+X86_LEVELS = {
+    "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    "v3": ["-march=x86-64-v3"],
+    "baseline": [],
+}
+
+
+class CannotBuildError(Exception):
+    """Why there will be no engine, in a line that tells the user what to install."""
+
+
+def find_torch() -> Path:
+    """Return the folder of the torch package, without importing it."""
+    folders = [Path(sysconfig.get_path(name)) / "torch" for name in ("purelib", "platlib")]
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin is not None:
+        folders.append(Path(spec.origin).parent)
+    for folder in folders:
+        if (folder / "include/torch/csrc/stable/library.h").exists():
+            found = re.search(r"__version__ = '(\d+)\.(\d+)", (folder / "version.py").read_text())
+            if found and tuple(map(int, found.groups())) >= (2, 10):
+                return folder
+    raise CannotBuildError(
+        "PyTorch 2.10 or newer was not found beside this Python; install torch, then evenorm again"
+    )
+
+
+def find_compiler() -> str:
+    """Return the C++ compiler."""
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    for name in wanted:
+        found = shutil.which(name)
+        if found and os.name == "posix":
+            return found
+    raise CannotBuildError(
+        f"no C++ compiler ({', '.join(wanted)}); install GCC 11 or Clang 14 or newer, then evenorm again"
+    )
+
+
+def run(command: list[str]) -> None:
+    """Run one command of the compiler; raise its first error message if it fails."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        first = next((line for line in lines if "error" in line), lines[-1])
+        raise CannotBuildError(f"the compiler failed: {first}")
+
+
+def build_engine(target: Path, objects: Path) -> None:
+    """Compile and link the engine; two compilers at a time."""
+    compiler, torch = find_compiler(), find_torch()
+    sanitize = os.environ.get("EVENORM_SANITIZE") == "1"
+    flags = COMMON + (SANITIZED if sanitize else FAST)
+    levels = X86_LEVELS if platform.machine().lower() in ("x86_64", "amd64") else {"baseline": []}
+    objects.mkdir(parents=True, exist_ok=True)
+    units = {
+        f"kernels_{level}": ["kernels.cpp", f"-DEVENORM_TARGET={level}", *extra] for level, extra in levels.items()
+    }
+    units["dispatch"] = ["dispatch.cpp", *(["-DEVENORM_X86_LEVELS"] if len(levels) > 1 else [])]
+    units["track"] = ["track.cpp"]
+    units["binding"] = ["binding.cpp", TORCH_2_10, "-isystem", str(torch / "include")]
+    commands = [
+        [compiler, *flags, "-c", str(SOURCES / source), *extra, "-o", str(objects / f"{name}.o")]
+        for name, (source, *extra) in units.items()
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, commands))
+    link = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-Wl,--allow-shlib-undefined"]
+    link += [f"-L{torch / 'lib'}", "-ltorch_cpu"]  # by name alone: at run time it is the torch already loaded
+    link += ["-fsanitize=address,undefined"] if sanitize else ["-s"] * (sys.platform != "darwin")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_suffix(".new")  # renamed when whole, since a running process may have the old one open
+    run([compiler, "-shared", *(str(objects / f"{name}.o") for name in units), *link, "-o", str(fresh)])
+    fresh.replace(target)
+
+
+class build_ext(BuildExt):  # noqa: N801
+    """Put either the engine or a text that says why it is missing into the package."""
+
+    def run(self) -> None:
+        package = (ROOT / "src" if self.inplace else Path(self.build_lib).absolute()) / "evenorm"
+        engine, missing = package / ENGINE, package / MISSING
+        package.mkdir(parents=True, exist_ok=True)
+        try:
+            if os.environ.get("EVENORM_ENGINE", "").lower() == "off":
+                raise CannotBuildError("not built: EVENORM_ENGINE=off when evenorm was installed")
+            build_engine(engine, Path(self.build_temp).absolute() / "engine")
+            missing.unlink(missing_ok=True)
+        except CannotBuildError as reason:
+            engine.unlink(missing_ok=True)
+            missing.write_text(f"{reason}\n")
+            print(f"evenorm: installing without its engine: {reason}", file=sys.stderr)
+
+    def get_outputs(self) -> list[str]:
+        package = Path(self.build_lib) / "evenorm"
+        return [str(package / name) for name in (ENGINE, MISSING) if (package / name).exists()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+    def get_source_files(self) -> list[str]:
+        return [str(path) for path in sorted(SOURCES.iterdir())]
+
+
+class bdist_wheel(BdistWheel):  # noqa: N801
+    """One wheel for every CPython of a platform; for every platform when it holds no engine."""
+
+    def run(self) -> None:
+        self.run_command("build")
+        build = self.get_finalized_command("build_ext")
+        self.root_is_pure = not (Path(build.build_lib) / "evenorm" / ENGINE).exists()
+        super().run()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        if self.root_is_pure:
+            return "py3", "none", "any"
+        return "py3", "none", super().get_tag()[2]
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("evenorm._engine", [])],
+        cmdclass={"build_ext": build_ext, "bdist_wheel": bdist_wheel},
+    )

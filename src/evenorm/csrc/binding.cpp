@@ -1,0 +1,545 @@
+// The one file that knows torch: operators on the ABI-stable interface. It checks, allocates, conforms layouts and calls the
+// kernels. Arguments are taken off the stack by hand rather than by TORCH_BOX, which copies every tensor's handle.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdlib>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "engine.h"
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace {
+
+using evenorm::Task;
+using evenorm::Type;
+using evenorm::Values;
+namespace stable = torch::stable::detail;
+
+#define CHECK(condition, ...) STD_TORCH_CHECK(condition, "evenorm: ", __VA_ARGS__)
+
+class Handle {
+ public:
+  Handle() = default;
+  explicit Handle(AtenTensorHandle given) : given_(given) {}
+  Handle(Handle&& other) noexcept : given_(std::exchange(other.given_, nullptr)) {}
+  Handle& operator=(Handle&& other) noexcept {
+    std::swap(given_, other.given_);
+    return *this;
+  }
+  ~Handle() {
+    if (given_ != nullptr) aoti_torch_delete_tensor_object(given_);
+  }
+  AtenTensorHandle get() const { return given_; }
+  AtenTensorHandle release() { return std::exchange(given_, nullptr); }
+  explicit operator bool() const { return given_ != nullptr; }
+
+ private:
+  AtenTensorHandle given_ = nullptr;
+};
+
+struct Types {
+  int32_t codes[4] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(), aoti_torch_dtype_bfloat16(),
+                      aoti_torch_dtype_float16()};
+  int32_t boolean = aoti_torch_dtype_bool(), int64 = aoti_torch_dtype_int64();
+  int32_t cpu = aoti_torch_device_type_cpu();
+};
+const Types& types() {
+  static const Types found;
+  return found;
+}
+constexpr int64_t type_bytes[4] = {4, 8, 2, 2};
+
+// A tensor with its metadata read once. Sizes and strides are borrowed from the tensor.
+struct View {
+  Handle handle;
+  int64_t dim = 0;
+  const int64_t* sizes = nullptr;
+  const int64_t* strides = nullptr;
+  int32_t code = 0;
+  void* data = nullptr;
+
+  View() = default;
+  explicit View(Handle given) : handle(std::move(given)) {
+    int64_t *size, *stride;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle.get(), &dim));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle.get(), &size));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle.get(), &stride));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle.get(), &code));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle.get(), &data));
+    sizes = size;
+    strides = stride;
+  }
+  explicit operator bool() const { return bool(handle); }
+  int64_t count() const {
+    int64_t product = 1;
+    for (int64_t d = 0; d < dim; ++d) product *= sizes[d];
+    return product;
+  }
+  Type type(const char* name) const {
+    for (int i = 0; i < 4; ++i)
+      if (code == types().codes[i]) return Type(i);
+    CHECK(false, name, " must be float32, float64, bfloat16 or float16");
+  }
+};
+
+// The arguments on the stack, in order; whatever is not taken is freed nowhere, so take all of them.
+class Arguments {
+ public:
+  explicit Arguments(StableIValue* stack) : next_(stack) {}
+  View tensor() { return View(Handle(stable::to<AtenTensorHandle>(*next_++))); }
+  View optional_tensor() {
+    const auto given = stable::to<std::optional<AtenTensorHandle>>(*next_++);
+    return given.has_value() ? View(Handle(*given)) : View();
+  }
+  std::optional<std::vector<int64_t>> optional_ints() { return stable::to<std::optional<std::vector<int64_t>>>(*next_++); }
+  double number() { return stable::to<double>(*next_++); }
+  int64_t integer() { return stable::to<int64_t>(*next_++); }
+  bool flag() { return stable::to<bool>(*next_++); }
+
+ private:
+  StableIValue* next_;
+};
+
+Handle allocate(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t code) {
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, code, types().cpu, 0, &made));
+  return Handle(made);
+}
+
+double* data_of(const Handle& handle) {
+  void* data;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle.get(), &data));
+  return static_cast<double*>(data);
+}
+
+Handle doubles(int64_t groups, int64_t channels) {
+  const int64_t sizes[2] = {groups, channels}, strides[2] = {channels, 1};
+  return allocate(2, sizes, strides, types().codes[int(Type::float64)]);
+}
+
+Handle vector(int64_t length, int32_t code) {
+  const int64_t stride = 1;
+  return allocate(1, &length, &stride, code);
+}
+
+// Large fresh outputs are written page by page for the first time: with huge pages that is one fault for 2 MB, not 512.
+void advise_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr int64_t page = 4096, worthwhile = 4 << 20;
+  if (bytes < worthwhile) return;
+  const auto from = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const auto to = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / page * page;
+  madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // advice: a refusal changes nothing
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
+bool dense(const View& x, bool rows) {
+  if (x.count() == 0) return !rows;
+  int64_t expected = 1;
+  const auto fits = [&](int64_t d) {
+    const bool right = x.sizes[d] == 1 || x.strides[d] == expected;
+    expected *= x.sizes[d];
+    return right;
+  };
+  if (rows && !fits(1)) return false;
+  for (int64_t d = x.dim - 1; d >= 2; --d)
+    if (!fits(d)) return false;
+  return (rows || fits(1)) && fits(0);
+}
+
+// x in one of the two dense layouts, and the strides that all other operands of its shape are brought to.
+struct Canonical {
+  View x;
+  std::vector<int64_t> strides;
+  int64_t samples, channels, positions = 1;
+  bool rows;
+};
+
+Handle copied(const View& from, const std::vector<int64_t>& strides) {
+  Handle made = allocate(from.dim, from.sizes, strides.data(), from.code);
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(made.get(), from.handle.get(), 0));
+  return made;
+}
+
+Canonical canonical(View x) {
+  CHECK(x.dim >= 2, "x must have 2 dimensions or more, got ", x.dim);
+  Canonical found;
+  found.samples = x.sizes[0];
+  found.channels = x.sizes[1];
+  for (int64_t d = 2; d < x.dim; ++d) found.positions *= x.sizes[d];
+  const bool planes = dense(x, false);
+  const bool rows = dense(x, true);
+  found.rows = rows && (!planes || found.positions == 1);
+  if (planes || rows) {
+    found.strides.assign(x.strides, x.strides + x.dim);
+    found.x = std::move(x);
+    return found;
+  }
+  found.strides.assign(size_t(x.dim), 1);
+  for (int64_t d = x.dim - 2; d >= 0; --d)
+    found.strides[size_t(d)] = found.strides[size_t(d) + 1] * (x.sizes[d + 1] > 1 ? x.sizes[d + 1] : 1);
+  found.rows = found.positions == 1;
+  found.x = View(copied(x, found.strides));
+  return found;
+}
+
+// An operand of x's shape and dtype, in x's layout.
+View conformed(View given, const Canonical& like, const char* name) {
+  if (!given) return given;
+  CHECK(given.code == like.x.code, name, " must have x's dtype");
+  CHECK(given.dim == like.x.dim, name, " must have x's shape");
+  bool same = true;
+  for (int64_t d = 0; d < given.dim; ++d) {
+    CHECK(given.sizes[d] == like.x.sizes[d], name, " must have x's shape; dimension ", d, " is ", given.sizes[d],
+          ", not ", like.x.sizes[d]);
+    same = same && (given.sizes[d] == 1 || given.strides[d] == like.strides[size_t(d)]);
+  }
+  return same ? std::move(given) : View(copied(given, like.strides));
+}
+
+View conformed_mask(View mask, const Canonical& like) {
+  if (!mask) return mask;
+  CHECK(mask.code == types().boolean, "mask must be bool");
+  CHECK(mask.dim == like.x.dim - 1 && mask.count() == like.samples * like.positions,
+        "mask must have shape (N, *positions)");
+  std::vector<int64_t> strides(size_t(mask.dim), 1);
+  bool same = true;
+  for (int64_t d = mask.dim - 1; d >= 0; --d) {
+    if (d + 1 < mask.dim) strides[size_t(d)] = strides[size_t(d) + 1] * mask.sizes[d + 1];
+    same = same && (mask.sizes[d] == 1 || mask.strides[d] == strides[size_t(d)]);
+  }
+  return same ? std::move(mask) : View(copied(mask, strides));
+}
+
+// (C,) or (G, C), any float type, any strides.
+Values values(const View& given, int64_t groups, int64_t channels, const char* name) {
+  if (!given) return {};
+  const bool grouped = given.dim == 2;
+  CHECK((given.dim == 1 || grouped) && given.sizes[given.dim - 1] == channels, name, " must have shape (C,) or (G, C)");
+  CHECK(!grouped || given.sizes[0] == groups, name, " must have one row for each group");
+  return {given.data, given.type(name), given.strides[given.dim - 1], grouped ? given.strides[0] : 0};
+}
+
+void parallel(int64_t count, evenorm::Range range, void* context) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, range, context));
+}
+
+// What the operations share: x's geometry, the groups, the setting.
+struct Call {
+  Task task;
+  Canonical canonical;
+  View mask;
+  std::vector<int64_t> starts;
+
+  Call(View x, View given_mask, const std::optional<std::vector<int64_t>>& splits)
+      : canonical(::canonical(std::move(x))), mask(conformed_mask(std::move(given_mask), canonical)) {
+    starts.push_back(0);
+    if (splits.has_value()) {
+      for (const int64_t samples : *splits) {
+        CHECK(samples >= 0, "splits must not be negative");
+        starts.push_back(starts.back() + samples);
+      }
+    } else {
+      starts.push_back(canonical.samples);
+    }
+    CHECK(starts.back() == canonical.samples, "splits must add up to ", canonical.samples, ", got ", starts.back());
+    task.samples = canonical.samples;
+    task.channels = canonical.channels;
+    task.positions = canonical.positions;
+    task.rows = canonical.rows;
+    task.groups = int64_t(starts.size()) - 1;
+    task.starts = starts.data();
+    task.type = canonical.x.type("x");
+    task.x = canonical.x.data;
+    task.mask = static_cast<const uint8_t*>(mask.data);
+    task.parallel = parallel;
+    uint32_t threads;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
+    task.threads = int(threads);
+  }
+
+  int64_t elements() const { return task.samples * task.channels * task.positions; }
+
+  Handle like_x(void** data) const {
+    Handle made = allocate(canonical.x.dim, canonical.x.sizes, canonical.strides.data(), canonical.x.code);
+    *data = data_of(made);
+    advise_huge_pages(*data, elements() * type_bytes[int(task.type)]);
+    return made;
+  }
+
+  void setting(double eps, int64_t activation, double parameter) {
+    CHECK(activation >= 0 && activation <= 9, "unknown activation ", activation);
+    task.eps = eps;
+    task.activation = int(activation);
+    task.parameter = parameter;
+  }
+
+  Values channel_values(const View& given, const char* name) const {
+    return values(given, task.groups, task.channels, name);
+  }
+};
+
+void run(bool (*operation)(const Task&), const Task& task) { CHECK(operation(task), "out of memory for partial sums"); }
+
+void put(StableIValue* stack, int index, Handle& handle) { stack[index] = stable::from(handle.release()); }
+
+// (x, mask, splits) -> (count, mean, m2)
+void moments(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments given(stack);
+  View x = given.tensor(), mask = given.optional_tensor();
+  Call call(std::move(x), std::move(mask), given.optional_ints());
+  Handle count = vector(call.task.groups, types().codes[int(Type::float64)]);
+  Handle mean = doubles(call.task.groups, call.task.channels), m2 = doubles(call.task.groups, call.task.channels);
+  call.task.count = data_of(count);
+  call.task.sums[0] = data_of(mean);
+  call.task.sums[1] = data_of(m2);
+  run(evenorm::kernels().moments, call.task);
+  put(stack, 0, count);
+  put(stack, 1, mean);
+  put(stack, 2, m2);
+}
+
+// (x, mean, var, weight, bias, residual, mask, splits, eps, activation, parameter) -> y
+void normalize(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments given(stack);
+  View x = given.tensor(), mean = given.tensor(), var = given.tensor();
+  View weight = given.optional_tensor(), bias = given.optional_tensor(), residual = given.optional_tensor();
+  View mask = given.optional_tensor();
+  Call call(std::move(x), std::move(mask), given.optional_ints());
+  const double eps = given.number();
+  const int64_t activation = given.integer();
+  call.setting(eps, activation, given.number());
+  residual = conformed(std::move(residual), call.canonical, "residual");
+  call.task.mean = call.channel_values(mean, "mean");
+  call.task.var = call.channel_values(var, "var");
+  call.task.weight = call.channel_values(weight, "weight");
+  call.task.bias = call.channel_values(bias, "bias");
+  call.task.extra = residual.data;
+  Handle y = call.like_x(&call.task.out);
+  run(evenorm::kernels().normalize, call.task);
+  put(stack, 0, y);
+}
+
+// (x, weight, bias, residual, mask, splits, eps, activation, parameter) -> (y, count, mean, m2)
+void train_forward(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments given(stack);
+  View x = given.tensor(), weight = given.optional_tensor(), bias = given.optional_tensor();
+  View residual = given.optional_tensor(), mask = given.optional_tensor();
+  Call call(std::move(x), std::move(mask), given.optional_ints());
+  const double eps = given.number();
+  const int64_t activation = given.integer();
+  call.setting(eps, activation, given.number());
+  residual = conformed(std::move(residual), call.canonical, "residual");
+  call.task.weight = call.channel_values(weight, "weight");
+  call.task.bias = call.channel_values(bias, "bias");
+  call.task.extra = residual.data;
+  Handle y = call.like_x(&call.task.out);
+  Handle count = vector(call.task.groups, types().codes[int(Type::float64)]);
+  Handle mean = doubles(call.task.groups, call.task.channels), m2 = doubles(call.task.groups, call.task.channels);
+  call.task.count = data_of(count);
+  call.task.sums[0] = data_of(mean);
+  call.task.sums[1] = data_of(m2);
+  run(evenorm::kernels().train_forward, call.task);
+  put(stack, 0, y);
+  put(stack, 1, count);
+  put(stack, 2, mean);
+  put(stack, 3, m2);
+}
+
+// The operands that every backward begins with: dy, x, ..., weight, bias, saved, mask, splits, eps, activation, parameter.
+struct Backward {
+  View dy, count, mean, var, weight, bias, saved;
+  std::optional<Call> call;
+  enum Statistics { given_var, given_m2 };
+
+  Backward(Arguments& given, Statistics statistics, bool with_splits) {
+    dy = given.tensor();
+    View x = given.tensor();
+    if (statistics == given_m2) count = given.tensor();
+    mean = given.tensor();
+    var = given.tensor();
+    weight = given.optional_tensor();
+    bias = given.optional_tensor();
+    saved = given.optional_tensor();
+    View mask = given.optional_tensor();
+    const auto splits = with_splits ? given.optional_ints() : std::nullopt;
+    const double eps = given.number();
+    const int64_t activation = given.integer();
+    const double parameter = given.number();
+    call.emplace(std::move(x), std::move(mask), splits);
+    call->setting(eps, activation, parameter);
+    Task& task = call->task;
+    dy = conformed(std::move(dy), call->canonical, "dy");
+    saved = conformed(std::move(saved), call->canonical, "saved");
+    task.dy = dy.data;
+    const bool sign_is_enough = activation == 1 || activation == 2;
+    task.extra = activation == 0 ? nullptr : saved.data;
+    task.extra_is_output = saved && sign_is_enough;
+    task.mean = call->channel_values(mean, "mean");
+    task.var = call->channel_values(var, "var");
+    task.weight = call->channel_values(weight, "weight");
+    task.bias = call->channel_values(bias, "bias");
+    if (!count) return;
+    CHECK(count.code == types().codes[int(Type::float64)] && count.dim == 1 && count.sizes[0] == task.groups &&
+              (task.groups == 1 || count.strides[0] == 1),
+          "count must be float64, one for each group");
+    task.var_count = static_cast<const double*>(count.data);
+  }
+};
+
+// Gradients of weight or bias: the groups' sums added up, in the parameter's dtype.
+Handle for_parameter(const double* sums, const View& parameter, int64_t groups, int64_t channels) {
+  const Type type = parameter ? parameter.type("parameter") : Type::float32;
+  Handle made = vector(channels, types().codes[int(type)]);
+  const Values to{data_of(made), type, 1, 0};
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = 0;
+    for (int64_t g = 0; g < groups; ++g) sum += sums[g * channels + c];
+    evenorm::write(to, 0, c, sum);
+  }
+  return made;
+}
+
+Handle residual_gradient(Call& call, bool needed) {
+  return needed ? call.like_x(&call.task.dresidual) : vector(0, call.canonical.x.code);
+}
+
+// (dy, x, mean, var, weight, bias, saved, mask, splits, eps, activation, parameter) -> (sum_g, sum_g_xhat)
+void backward_sums(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments given(stack);
+  Backward backward(given, Backward::given_var, true);
+  Task& task = backward.call->task;
+  Handle sum_g = doubles(task.groups, task.channels), sum_g_xhat = doubles(task.groups, task.channels);
+  task.sums[0] = data_of(sum_g);
+  task.sums[1] = data_of(sum_g_xhat);
+  run(evenorm::kernels().backward_sums, task);
+  put(stack, 0, sum_g);
+  put(stack, 1, sum_g_xhat);
+}
+
+// (... as backward_sums, offset, slope, needs_residual) -> (dx, dresidual or (0,))
+void input_gradient(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments given(stack);
+  Backward backward(given, Backward::given_var, true);
+  Call& call = *backward.call;
+  const View offset = given.optional_tensor(), slope = given.optional_tensor();
+  CHECK(bool(offset) == bool(slope), "offset and slope must be given together");
+  call.task.offset = call.channel_values(offset, "offset");
+  call.task.slope = call.channel_values(slope, "slope");
+  Handle dx = call.like_x(&call.task.out), dresidual = residual_gradient(call, given.flag());
+  run(evenorm::kernels().input_gradient, call.task);
+  put(stack, 0, dx);
+  put(stack, 1, dresidual);
+}
+
+void with_parameter_sums(StableIValue* stack, Backward& backward, bool needs_residual, bool needs_sums,
+                         bool (*operation)(const Task&)) {
+  Call& call = *backward.call;
+  const int64_t groups = call.task.groups, channels = call.task.channels;
+  Handle dx = call.like_x(&call.task.out), dresidual = residual_gradient(call, needs_residual);
+  std::vector<double> sums(needs_sums ? size_t(2 * groups * channels) + 1 : 0);
+  if (needs_sums) {
+    call.task.sums[0] = sums.data();
+    call.task.sums[1] = sums.data() + groups * channels;
+  }
+  run(operation, call.task);
+  const int64_t length = needs_sums ? channels : 0;
+  Handle dweight = for_parameter(call.task.sums[1], backward.weight, groups, length);
+  Handle dbias = for_parameter(call.task.sums[0], backward.bias, groups, length);
+  put(stack, 0, dx);
+  put(stack, 1, dweight);
+  put(stack, 2, dbias);
+  put(stack, 3, dresidual);
+}
+
+// (dy, x, count, mean, m2, weight, bias, saved, mask, splits, eps, activation, parameter, needs_residual)
+//   -> (dx, dweight, dbias, dresidual or (0,))
+void train_backward(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments given(stack);
+  Backward backward(given, Backward::given_m2, true);
+  with_parameter_sums(stack, backward, given.flag(), true, evenorm::kernels().train_backward);
+}
+
+// (dy, x, mean, var, weight, bias, saved, mask, eps, activation, parameter, needs_sums, needs_residual)
+//   -> (dx, dweight or (0,), dbias or (0,), dresidual or (0,))
+void eval_backward(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments given(stack);
+  Backward backward(given, Backward::given_var, false);
+  const bool needs_sums = given.flag();
+  with_parameter_sums(stack, backward, given.flag(), needs_sums, evenorm::kernels().eval_backward);
+}
+
+int64_t* counter(const View& given, const char* name) {
+  CHECK(!given || given.code == types().int64, name, " must be int64");
+  return static_cast<int64_t*>(given.data);
+}
+
+// (running_mean!, running_var!, num_batches_tracked!?, count, mean, m2, momentum, debias, nonfinite, skipped!?) -> ()
+void track(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments given(stack);
+  const View running_mean = given.tensor(), running_var = given.tensor(), batches = given.optional_tensor();
+  const View count = given.tensor(), mean = given.tensor(), m2 = given.tensor();
+  evenorm::Update update;
+  update.momentum = given.number();
+  update.debias = given.flag();
+  update.skip_nonfinite = given.integer() == 1;
+  const View skipped = given.optional_tensor();
+  CHECK(running_mean.dim == 1, "running_mean must have shape (C,)");
+  update.channels = running_mean.sizes[0];
+  update.groups = mean.dim == 2 ? mean.sizes[0] : 1;
+  CHECK(count.count() == update.groups && count.dim <= 1, "count must have one value for each group");
+  update.running_mean = values(running_mean, 1, update.channels, "running_mean");
+  update.running_var = values(running_var, 1, update.channels, "running_var");
+  update.count = {count.data, count.type("count"), 0, count.dim == 1 ? count.strides[0] : 0};
+  update.mean = values(mean, update.groups, update.channels, "mean");
+  update.m2 = values(m2, update.groups, update.channels, "m2");
+  update.batches = counter(batches, "num_batches_tracked");
+  update.skipped = counter(skipped, "skipped");
+  CHECK(!skipped || skipped.dim == 0 || (skipped.dim == 1 && skipped.sizes[0] == update.channels),
+        "skipped must have shape () or (C,)");
+  update.skipped_stride = skipped && skipped.dim == 1 ? skipped.strides[0] : 0;
+  evenorm::track(update);
+}
+
+#define SETTING "Tensor? mask, int[]? splits, float eps, int activation, float parameter"
+#define GIVEN_BACKWARD "Tensor? weight, Tensor? bias, Tensor? saved, "
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(evenorm, library) {
+  library.def("moments(Tensor x, Tensor? mask, int[]? splits) -> (Tensor, Tensor, Tensor)");
+  library.def("normalize(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING
+              ") -> Tensor");
+  library.def("train_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING
+              ") -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("backward_sums(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD SETTING
+              ") -> (Tensor, Tensor)");
+  library.def("input_gradient(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD SETTING
+              ", Tensor? offset, Tensor? slope, bool needs_residual) -> (Tensor, Tensor)");
+  library.def("train_backward(Tensor dy, Tensor x, Tensor count, Tensor mean, Tensor m2, " GIVEN_BACKWARD SETTING
+              ", bool needs_residual) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("eval_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD
+              "Tensor? mask, float eps, int activation, float parameter, bool needs_sums, bool needs_residual) -> "
+              "(Tensor, Tensor, Tensor, Tensor)");
+  library.def("track_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? num_batches_tracked, Tensor count, "
+              "Tensor mean, Tensor m2, float momentum, bool debias, int nonfinite, Tensor(d!)? skipped) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(evenorm, CPU, library) {
+  library.impl("moments", &moments);
+  library.impl("normalize", &normalize);
+  library.impl("train_forward", &train_forward);
+  library.impl("backward_sums", &backward_sums);
+  library.impl("input_gradient", &input_gradient);
+  library.impl("train_backward", &train_backward);
+  library.impl("eval_backward", &eval_backward);
+  library.impl("track_", &track);
+}

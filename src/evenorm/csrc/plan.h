@@ -1,0 +1,148 @@
+// How one operation is cut into units of work, and in which order their sums are added.
+//
+// A chunk is a run of samples or positions, a panel a run of channels (one channel in planes); a unit is one of each, in one
+// group. Chunks depend on the shape alone, and the sums of a channel's chunks are added in their order: the bits are the same
+// for any number of threads. Which thread does which unit, and how wide a panel of rows is, changes no sum.
+#pragma once
+
+#include <cstdlib>
+
+#include "engine.h"
+
+namespace {
+
+using evenorm::Task;
+
+constexpr int64_t chunk_elements = 16384;   // two or three operands of a chunk fit the level 2 cache together
+constexpr int64_t block_elements = 1024;    // what is staged at a time: six buffers of it fit the level 1 cache
+constexpr int64_t serial_elements = 32768;  // below this a second thread costs more than it brings
+constexpr int64_t cache_bytes = 1 << 20;    // of a core's level 2 cache, for what is read twice
+constexpr int64_t short_plane = 64;         // planes shorter than this are gathered before they are computed on
+
+struct Unit {
+  int64_t offset, rows, width, stride;  // `rows` runs of `width` elements, `stride` apart
+  int64_t position;                     // of its first element in the mask
+};
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+struct Plan {
+  const Task& task;
+  bool rows = false;
+  int64_t repeat = 1;       // rows of few channels are computed `repeat` at a time, as one wide row
+  int64_t wide = 0;         // coefficients of a group: channels * repeat
+  int64_t panels = 1, panel_width = 1;
+  int64_t length = 0;       // positions of a plane, or of the merged planes of a single channel
+  int64_t segments = 1;     // of a plane
+  int64_t per_chunk = 1;    // samples (planes) or rows of a chunk
+  bool fused = false;       // a panel goes through all phases while it lies in the cache
+  bool serial = false;
+  bool failed = false;
+  int64_t* chunk_start = nullptr;  // groups + 1
+  double* partial = nullptr;       // (chunks, 2, wide)
+  double* table = nullptr;         // (coefficients, groups, wide)
+  void* memory = nullptr;
+
+  Plan(const Task& given, int operands, int64_t element_bytes);
+  ~Plan() { std::free(memory); }
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  int64_t samples_of(int64_t g) const { return task.starts[g + 1] - task.starts[g]; }
+  int64_t chunks() const { return chunk_start[task.groups]; }
+  int64_t width_of(int64_t panel) const { return smaller(panel_width, task.channels - panel * panel_width); }
+  double* coefficients(int kind, int64_t g) const { return table + (kind * task.groups + g) * wide; }
+  double* sums(int64_t chunk, int which) const { return partial + (chunk * 2 + which) * wide; }
+
+  int64_t group_of(int64_t chunk) const {
+    int64_t low = 0, high = task.groups - 1;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (chunk_start[middle + 1] <= chunk) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  Unit unit(int64_t g, int64_t panel, int64_t chunk) const;
+  int64_t chunks_in(int64_t g) const;
+  void choose_rows(int operands, int64_t element_bytes);
+};
+
+constexpr int coefficient_kinds = 5;  // mean, scale, bias, offset, slope
+
+inline int64_t common_divisor(int64_t a, int64_t b) { return b == 0 ? a : common_divisor(b, a % b); }
+
+inline Plan::Plan(const Task& given, int operands, int64_t element_bytes) : task(given), rows(given.rows) {
+  const int64_t elements = task.samples * task.channels * task.positions;
+  serial = task.threads == 1 || elements <= serial_elements;
+  length = task.positions;
+  if (rows) {
+    choose_rows(operands, element_bytes);
+  } else {
+    panels = task.channels;
+    segments = larger(1, divide_up(length, 2 * chunk_elements));
+    if (task.channels == 1) segments = 1;
+    per_chunk = larger(1, chunk_elements / larger(1, length));
+    fused = serial || task.channels * task.groups >= 8 * task.threads;
+  }
+  wide = task.channels * repeat;
+
+  int64_t total = 0;
+  for (int64_t g = 0; g < task.groups; ++g) total += chunks_in(g);
+  const int64_t doubles = (total * 2 + coefficient_kinds * task.groups) * wide + task.groups + 1 + 8;
+  memory = std::malloc(size_t(doubles) * sizeof(double));
+  failed = memory == nullptr;
+  if (failed) return;
+  chunk_start = static_cast<int64_t*>(memory);
+  table = static_cast<double*>(memory) + task.groups + 1;
+  partial = table + coefficient_kinds * task.groups * wide;
+  chunk_start[0] = 0;
+  for (int64_t g = 0; g < task.groups; ++g) chunk_start[g + 1] = chunk_start[g] + chunks_in(g);
+}
+
+inline void Plan::choose_rows(int operands, int64_t element_bytes) {
+  const int64_t channels = task.channels;
+  if (channels < 128 && channels > 0) {
+    const int64_t whole_vectors = 8 / common_divisor(channels, 8);
+    repeat = divide_up(divide_up(128, channels), whole_vectors) * whole_vectors;
+  }
+  per_chunk = divide_up(larger(16, chunk_elements / larger(1, channels)), repeat) * repeat;
+  constexpr int64_t narrow_panel = 64;
+  int64_t most = 0;
+  for (int64_t g = 0; g < task.groups; ++g) most = larger(most, samples_of(g) * task.positions);
+  const bool fits = most * narrow_panel * element_bytes * operands <= cache_bytes;
+  fused = !serial && fits && channels >= 2 * narrow_panel * task.threads;
+  panel_width = fused ? narrow_panel : smaller(channels, block_elements);
+  panels = divide_up(channels, larger(1, panel_width));
+}
+
+inline int64_t Plan::chunks_in(int64_t g) const {
+  const int64_t samples = samples_of(g);
+  if (rows) return divide_up(samples * task.positions, per_chunk);
+  if (task.channels == 1) return divide_up(samples * length, chunk_elements);
+  return length == 0 ? 0 : divide_up(samples, per_chunk) * segments;
+}
+
+inline Unit Plan::unit(int64_t g, int64_t panel, int64_t chunk) const {
+  const int64_t c = task.channels, first = task.starts[g];
+  if (rows) {
+    const int64_t row = first * task.positions + chunk * per_chunk;
+    const int64_t count = smaller(per_chunk, task.starts[g + 1] * task.positions - row);
+    return {row * c + panel * panel_width, count, width_of(panel), c, row};
+  }
+  if (c == 1) {
+    const int64_t from = first * length + chunk * chunk_elements;
+    return {from, 1, smaller(chunk_elements, task.starts[g + 1] * length - from), 0, from};
+  }
+  const int64_t sample = first + chunk / segments * per_chunk;
+  const int64_t count = smaller(per_chunk, task.starts[g + 1] - sample);
+  const int64_t segment = divide_up(divide_up(length, segments), 64) * 64;
+  const int64_t from = smaller(length, chunk % segments * segment);
+  const int64_t width = smaller(segment, length - from);
+  return {(sample * c + panel) * length + from, count, width, c * length, sample * length + from};
+}
+
+}  // namespace

@@ -1,0 +1,377 @@
+"""The CPU engine: C++ kernels (csrc/) as torch operators, with shapes for tensors that have no data.
+
+The functions here are those of `evenorm.formulas`, under the same names and arguments. The shared library is
+loaded at first use, never at import; `EVENORM_ENGINE=off` in the environment switches it off.
+
+Each operator returns a fixed number of tensors, since that is all that torch.compile takes: one that was not
+asked for (the residual's gradient, the parameters' in inference) is empty, of shape (0,), and becomes None here
+by the flag that did not ask for it, so nothing is read back. Outputs never share memory. A list of tensors or an
+optional return would cost more on each call and gain nothing.
+
+An operator takes x in two layouts, dense: as (N, C, *positions) in order, or with the channels last; y and the
+gradients come back in the same strides. Other layouts are copied to the first one, and so is what comes along in
+another layout than x.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evenorm.formulas import Setting
+from evenorm.moments import Moments
+
+Maybe = Tensor | None
+
+_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
+_operators = torch.ops.evenorm
+_state: list[str | None] = []  # what `available` found, once it has looked
+
+
+def available() -> str | None:
+    """Return None where the kernels can be used, else the reason why not; looks once, at the first call."""
+    if not _state:
+        _state.append(_load())
+    return _state[0]
+
+
+# To torch.compile the answer is a constant: it calls the function while it traces, so the library gets loaded.
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def supports(x: Tensor) -> bool:
+    """Tell whether the kernels take x: an ordinary dense tensor in memory, of one of the four float types."""
+    return (
+        x.dtype in _DTYPES
+        and x.device.type == "cpu"
+        and x.layout is torch.strided
+        and (type(x) in _PLAIN or type(x).__name__ == "FakeTensor")
+        and available() is None
+    )
+
+
+def _load() -> str | None:
+    if os.environ.get("EVENORM_ENGINE", "").lower() == "off":
+        return "switched off by EVENORM_ENGINE=off"
+    package = Path(__file__).parent.parent
+    library, missing = package / "_engine.so", package / "_engine_missing.txt"
+    if not library.exists():
+        return missing.read_text().strip() if missing.exists() else "not built: evenorm/_engine.so is not there"
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        return f"could not be loaded: {error}"
+    for name, shape_of in _FAKES.items():
+        torch.library.register_fake(f"evenorm::{name}", shape_of)
+    return None
+
+
+def moments(x: Tensor, mask: Maybe = None, splits: Sequence[int] | None = None) -> Moments:
+    """Pool: count, mean and m2 of each group and channel."""
+    return Moments(*_operators.moments.default(x, mask, splits))
+
+
+def normalize(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Maybe, bias: Maybe, residual: Maybe, setting: Setting
+) -> Tensor:
+    """Apply: y = activation(xhat * weight + bias + residual), in x's dtype; 0 where the mask is False."""
+    y: Tensor = _operators.normalize.default(x, mean, var, weight, bias, residual, *setting)
+    return y
+
+
+def train_forward(
+    x: Tensor, weight: Maybe, bias: Maybe, residual: Maybe, setting: Setting
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pool and apply in one go: y, and the count, mean and m2 it was normalised by."""
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = _operators.train_forward.default(
+        x, weight, bias, residual, *setting
+    )
+    return found
+
+
+def backward_sums(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    saved: Maybe,
+    setting: Setting,
+) -> tuple[Tensor, Tensor]:
+    """Return sum g and sum g * xhat of each group and channel, (G, C)."""
+    sums: tuple[Tensor, Tensor] = _operators.backward_sums.default(dy, x, mean, var, weight, bias, saved, *setting)
+    return sums
+
+
+def input_gradient(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    saved: Maybe,
+    setting: Setting,
+    offset: Maybe,
+    slope: Maybe,
+    needs_residual: bool,
+) -> tuple[Tensor, Maybe]:
+    """Return dx = weight / sqrt(var + eps) * (g - offset - slope * xhat), and the residual's gradient g."""
+    computed = needs_residual and not _is_dy(setting)
+    dx, dresidual = _operators.input_gradient.default(
+        dy, x, mean, var, weight, bias, saved, *setting, offset, slope, computed
+    )
+    return dx, _residual_gradient(dy, dresidual, needs_residual, computed)
+
+
+def train_backward(
+    dy: Tensor,
+    x: Tensor,
+    count: Tensor,
+    mean: Tensor,
+    m2: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    saved: Maybe,
+    setting: Setting,
+    needs_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Maybe]:
+    """Return the gradients of `train_forward` by x, weight, bias and residual."""
+    computed = needs_residual and not _is_dy(setting)
+    dx, dweight, dbias, dresidual = _operators.train_backward.default(
+        dy, x, count, mean, m2, weight, bias, saved, *setting, computed
+    )
+    return dx, dweight, dbias, _residual_gradient(dy, dresidual, needs_residual, computed)
+
+
+def eval_backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    saved: Maybe,
+    setting: Setting,
+    needs_sums: bool,
+    needs_residual: bool,
+) -> tuple[Tensor, Maybe, Maybe, Maybe]:
+    """Return the gradients of `normalize` with fixed mean and var by x, weight, bias and residual."""
+    computed = needs_residual and not _is_dy(setting)
+    mask, _, eps, activation, parameter = setting
+    dx, dweight, dbias, dresidual = _operators.eval_backward.default(
+        dy, x, mean, var, weight, bias, saved, mask, eps, activation, parameter, needs_sums, computed
+    )
+    dresidual = _residual_gradient(dy, dresidual, needs_residual, computed)
+    return (dx, dweight, dbias, dresidual) if needs_sums else (dx, None, None, dresidual)
+
+
+def track_(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Maybe,
+    batch: Moments,
+    momentum: float,
+    debias: bool = False,
+    skip_nonfinite: bool = True,
+    skipped: Maybe = None,
+) -> None:
+    """Let one batch enter the running statistics, in place, as `evenorm.updates.commit_` does, in one call.
+
+    Args:
+        running_mean: (C,), any float type, changed in place; so is running_var.
+        running_var: (C,).
+        num_batches_tracked: int64, incremented where the batch counts.
+        batch: the moments of the batch, of one group or of several.
+        momentum: the weight of the new batch; NaN for a cumulative average.
+        debias: take the initial value out of the exponential average.
+        skip_nonfinite: leave a channel as it is where the outcome would not be finite.
+        skipped: int64, (C,) or (): incremented once for each channel left as it is.
+    """
+    _operators.track_.default(
+        running_mean,
+        running_var,
+        num_batches_tracked,
+        batch.count,
+        batch.mean,
+        batch.m2,
+        momentum,
+        debias,
+        int(skip_nonfinite),
+        skipped,
+    )
+
+
+def _is_dy(setting: Setting) -> bool:
+    """Tell whether the residual's gradient is dy itself, with nothing to compute."""
+    return setting.activation == 0 and setting.mask is None
+
+
+def _residual_gradient(dy: Tensor, computed: Tensor, needed: bool, was_computed: bool) -> Maybe:
+    if not needed:
+        return None
+    return computed if was_computed else dy
+
+
+def _like(x: Tensor) -> Tensor:
+    """Return an empty tensor as the kernels make it: x's strides where x is dense, else contiguous."""
+    if x.is_contiguous() or x.movedim(1, -1).is_contiguous():
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _double(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=torch.float64)
+
+
+def _groups(splits: Sequence[int] | None) -> int:
+    return 1 if splits is None else len(splits)
+
+
+def _fake_moments(x: Tensor, mask: Maybe, splits: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor]:
+    groups, channels = _groups(splits), x.shape[1]
+    return _double(x, groups), _double(x, groups, channels), _double(x, groups, channels)
+
+
+def _fake_normalize(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    residual: Maybe,
+    mask: Maybe,
+    splits: Sequence[int] | None,
+    eps: float,
+    activation: int,
+    parameter: float,
+) -> Tensor:
+    return _like(x)
+
+
+def _fake_train_forward(
+    x: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    residual: Maybe,
+    mask: Maybe,
+    splits: Sequence[int] | None,
+    eps: float,
+    activation: int,
+    parameter: float,
+) -> tuple[Tensor, ...]:
+    return (_like(x), *_fake_moments(x, mask, splits))
+
+
+def _fake_backward_sums(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    saved: Maybe,
+    mask: Maybe,
+    splits: Sequence[int] | None,
+    eps: float,
+    activation: int,
+    parameter: float,
+) -> tuple[Tensor, ...]:
+    return _fake_moments(x, mask, splits)[1:]
+
+
+def _fake_input_gradient(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    saved: Maybe,
+    mask: Maybe,
+    splits: Sequence[int] | None,
+    eps: float,
+    activation: int,
+    parameter: float,
+    offset: Maybe,
+    slope: Maybe,
+    needs_residual: bool,
+) -> tuple[Tensor, Tensor]:
+    return _like(x), _like(x) if needs_residual else x.new_empty(0)
+
+
+def _for_parameter(x: Tensor, parameter: Maybe, needed: bool = True) -> Tensor:
+    dtype = torch.float32 if parameter is None else parameter.dtype
+    return x.new_empty(x.shape[1] if needed else 0, dtype=dtype)
+
+
+def _fake_train_backward(
+    dy: Tensor,
+    x: Tensor,
+    count: Tensor,
+    mean: Tensor,
+    m2: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    saved: Maybe,
+    mask: Maybe,
+    splits: Sequence[int] | None,
+    eps: float,
+    activation: int,
+    parameter: float,
+    needs_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dresidual = _like(x) if needs_residual else x.new_empty(0)
+    return _like(x), _for_parameter(x, weight), _for_parameter(x, bias), dresidual
+
+
+def _fake_eval_backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    saved: Maybe,
+    mask: Maybe,
+    eps: float,
+    activation: int,
+    parameter: float,
+    needs_sums: bool,
+    needs_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dweight, dbias = (_for_parameter(x, of, needs_sums) for of in (weight, bias))
+    return _like(x), dweight, dbias, _like(x) if needs_residual else x.new_empty(0)
+
+
+def _fake_track(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Maybe,
+    count: Tensor,
+    mean: Tensor,
+    m2: Tensor,
+    momentum: float,
+    debias: bool,
+    nonfinite: int,
+    skipped: Maybe,
+) -> None:
+    return None
+
+
+_FAKES = {
+    "moments": _fake_moments,
+    "normalize": _fake_normalize,
+    "train_forward": _fake_train_forward,
+    "backward_sums": _fake_backward_sums,
+    "input_gradient": _fake_input_gradient,
+    "train_backward": _fake_train_backward,
+    "eval_backward": _fake_eval_backward,
+    "track_": _fake_track,
+}
