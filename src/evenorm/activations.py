@@ -69,7 +69,7 @@ TABLE = (
     Row(
         "leaky_relu",
         lambda z, slope: functional.leaky_relu(z, slope),
-        lambda z, slope: torch.where(z > 0, 1.0, slope).to(z.dtype),
+        lambda z, slope: torch.where(z > 0, torch.ones_like(z), slope),
         nn.LeakyReLU,
         parameter=0.01,
         parameter_name="negative_slope",

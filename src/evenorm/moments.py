@@ -79,8 +79,8 @@ def pool(x: Tensor, mask: Tensor | None = None, splits: Sequence[int] | None = N
     count = _count(x, mask, splits)
     per_group = count.clamp(min=1).unsqueeze(1)
     values = _or_zero(widen(x), valid)
-    shift = _some_value(values, valid)
-    away = _or_zero(values - spread(shift, x), valid)
+    shift = _some_value(values, valid, splits)
+    away = _or_zero(values - spread(shift, x, splits), valid)
     step = group_sum(away, splits) / per_group
     centred = _or_zero(away - spread(step, x, splits), valid)
     # Rounding leaves a rest in the sum of the centred values; it belongs to the mean.
@@ -127,15 +127,19 @@ def _group_of(splits: Sequence[int], x: Tensor) -> Tensor:
 
 def _count(x: Tensor, mask: Tensor | None, splits: Sequence[int] | None) -> Tensor:
     if mask is not None:
-        return group_sum(widen(mask.reshape(mask.shape[0], 1, -1)), splits).squeeze(1)
+        return group_sum(widen(mask.unsqueeze(1)), splits).squeeze(1)
     positions = math.prod(x.shape[2:])
     if splits is None:
         return widen(torch.full((1,), x.shape[0] * positions, device=x.device))
     return widen(torch.tensor([samples * positions for samples in splits], device=x.device))
 
 
-def _some_value(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Return one valid value of each channel, (1, C), as a constant; 0 where there is none. Any will do."""
+def _some_value(values: Tensor, valid: Tensor | None, splits: Sequence[int] | None) -> Tensor:
+    """Return a valid value of each group and channel, (G, C), as a constant; 0 where there is none. Any will do."""
+    if splits is not None:  # each group its own: a NaN, or another scale, is no business of its neighbours
+        parts = values.split(list(splits))
+        masks = [None] * len(parts) if valid is None else valid.split(list(splits))
+        return torch.cat([_some_value(*part, None) for part in zip(parts, masks, strict=True)])
     if values.numel() == 0:
         return values.new_zeros(1, values.shape[1])
     values = values.detach()
