@@ -3,6 +3,8 @@
 from evenorm.averages import Cumulative as Cumulative
 from evenorm.averages import Exponential as Exponential
 from evenorm.averages import Window as Window
+from evenorm.environment import Info as Info
+from evenorm.environment import info as info
 from evenorm.functional import batch_norm as batch_norm
 from evenorm.functional import mask_from_lengths as mask_from_lengths
 from evenorm.functional import moments as moments
@@ -28,6 +30,7 @@ __all__ = [
     "BatchNorm3d",
     "Cumulative",
     "Exponential",
+    "Info",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
@@ -36,6 +39,7 @@ __all__ = [
     "Window",
     "batch_norm",
     "freeze",
+    "info",
     "mask_from_lengths",
     "moments",
     "no_update",

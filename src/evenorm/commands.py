@@ -110,6 +110,39 @@ def report_(
     _finish(analyses, run.write(analyses, out), as_json)
 
 
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Tell the versions at work and the engines found, and why one is missing."""
+    import evenorm
+
+    found = evenorm.info()
+    if as_json:
+        _print_json(dataclasses.asdict(found))
+    else:
+        print(found)
+
+
+@app.command()
+def bench(
+    blocks: Annotated[
+        list[str] | None, typer.Argument(metavar="[BLOCK]...", help="bn, bn-relu, bn-add-relu, bn-silu.")
+    ] = None,
+    rows: Annotated[str, typer.Option(help="Only rows whose shape contains this, such as 56 or last.")] = "",
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
+    evaluation: Annotated[bool, typer.Option("--eval", help="Evaluation, forward alone.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Time torch.compile of torch.nn's as well.")] = False,
+    rounds: Annotated[int, typer.Option(help="Rounds; in each, all contenders run in turn.")] = 15,
+    threads: Annotated[int | None, typer.Option(help="Threads; all of torch's where not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every case against float64, then time it against torch.nn."""
+    from evenorm.bench import command
+
+    plan = command.plan(blocks or [], rows, dtype, not evaluation, compiled, rounds)
+    status = command.run(plan, threads, _print_json if as_json else None)
+    raise typer.Exit(status)
+
+
 def _scale(quick: bool, seeds: int | None) -> Scale:
     if seeds is not None and not 2 <= seeds <= 1000:
         raise ValueError(f"--seeds must lie between 2, which an interval needs at least, and 1000; got {seeds}")

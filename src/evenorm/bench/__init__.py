@@ -1,0 +1,1 @@
+"""The benchmark: correctness first, then time against torch.nn, interleaved in one run."""

@@ -1,0 +1,66 @@
+"""`evenorm bench`: choose what to run, show how far it is, print what was measured."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from evenorm.bench import table
+from evenorm.bench.measure import DTYPES, Plan, Result, measure
+from evenorm.bench.rows import BLOCKS, ROWS
+
+
+def plan(blocks: Sequence[str], rows: str, dtype: str, training: bool, compiled: bool, rounds: int) -> Plan:
+    """Return the plan that the options describe.
+
+    Raises:
+        ValueError: an unknown block or dtype, no row that matches, fewer rounds than quartiles need.
+    """
+    for block in blocks:
+        if block not in BLOCKS:
+            raise ValueError(f"BLOCK must be one of {', '.join(BLOCKS)}, got {block!r}")
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if rounds < 3:
+        raise ValueError(f"--rounds must be at least 3 for a median with quartiles, got {rounds}")
+    chosen = [row for row in ROWS if rows.replace("x", "×") in row.name]
+    if not chosen:
+        raise ValueError(f"--rows {rows!r} is in none of the shapes: {', '.join(row.name for row in ROWS)}")
+    named = [BLOCKS[block] for block in blocks or BLOCKS]
+    return Plan(chosen, named, dtype, training, compiled, rounds)
+
+
+def run(plan: Plan, threads: int | None, print_json: Callable[[Any], None] | None) -> int:
+    """Measure and print; return 0, or 1 where a result is further from float64 than torch's."""
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    results = _measure(plan)
+    if print_json is not None:
+        print_json(table.as_json(results, plan))
+    else:
+        console = Console()
+        about = table.machine()
+        console.print(f"{about['processor']}, {about['threads']} threads, torch {about['torch']}", highlight=False)
+        for block in plan.blocks:
+            of_block = [result for result in results if result.block == block.name]
+            console.print(table.as_table(of_block, plan, block.name), highlight=False)
+    return 0 if all(result.right for result in results) else 1
+
+
+def _measure(plan: Plan) -> list[Result]:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    shown = Console(file=sys.stderr)
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as progress:
+        task = progress.add_task("measuring", total=len(plan.rows) * len(plan.blocks))
+        results = []
+        for result in measure(plan):
+            results.append(result)
+            progress.update(task, advance=1, description=f"measured {result.row}")
+    return results
