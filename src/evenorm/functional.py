@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from evenorm import autograd, engines, formulas, updates
 from evenorm.activations import IDENTITY, TABLE, Activation, resolve
@@ -190,7 +191,11 @@ def infer(
     eps: float,
     activation: str | nn.Module | None,
 ) -> Tensor:
-    """Normalise checked arguments by given statistics, which are constants."""
+    """Normalise checked arguments by given statistics, which are constants; overridable as in torch."""
+    if has_torch_function_variadic(x, mean, var):  # so that a TorchFunctionMode, calibration's say, sees it whole
+        every = (x, mean, var, weight, bias, residual, mask, eps, activation)
+        overridden: Tensor = handle_torch_function(infer, (x, mean, var), *every)
+        return overridden
     if exporting() and mask is None:  # one aten operator, which ONNX and quantisers know
         y = torch.nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
         return _behind(y, residual, None, activation)
