@@ -156,6 +156,14 @@ def speed() -> Analysis:
                     "layout": {
                         "xaxis": {"type": "log", "title": {"text": "learning rate"}, "dtick": 1},
                         "yaxis": {"type": "log", "title": {"text": "steps to 90 %"}, "dtick": 1},
+                        "updatemenus": [
+                            {
+                                "buttons": [
+                                    {"label": label, "method": "restyle", "args": [{"visible": shown}]}
+                                    for label, shown in (("both", [True, True]), ("with", [False, True]))
+                                ]
+                            }
+                        ],
                     },
                 },
             ),

@@ -158,6 +158,55 @@ def test_a_system_that_turns_dark_turns_the_plots_dark(visit: Callable[..., Open
     assert colours(page, ".plot .xtick text")[1] != light[1]
 
 
+def test_a_plot_has_no_button_that_sends_it_anywhere(visit: Callable[..., Opened], path: Path) -> None:
+    page = visit(path).page
+    draw_all(page)
+    buttons = page.locator(".plot").first.locator(".modebar-btn")
+    assert buttons.evaluate_all("all => all.map(button => button.dataset.title)") == [
+        "Download plot as a PNG",
+        "Zoom",
+        "Pan",
+        "Reset axes",
+    ]
+    assert page.locator(".modebar-btn[href]").count() == 0
+
+
+def test_a_plot_can_be_saved_as_a_picture(visit: Callable[..., Opened], path: Path) -> None:
+    opened = visit(path)
+    draw_all(opened.page)
+    with opened.page.expect_download() as waiting:
+        opened.page.locator(".plot .modebar-btn").first.dispatch_event("click")
+    assert waiting.value.path().read_bytes().startswith(b"\x89PNG")
+    assert opened.said == []
+
+
+def test_a_choice_in_a_plot_s_menu_outlasts_a_change_of_colours(visit: Callable[..., Opened], path: Path) -> None:
+    page = visit(path).page
+    draw_all(page)
+    plot = page.locator("#plot-0-1")
+    plot.locator(".updatemenu-header").click()
+    plot.locator(".updatemenu-dropdown-button").nth(1).click()
+    page.wait_for_function("document.querySelectorAll('#plot-0-1 .scatterlayer .trace').length === 1")
+    page.locator("#theme").click()
+    assert plot.locator(".scatterlayer .trace").count() == 1
+    assert plot.locator(".updatemenu-header text").first.text_content() == "with"
+
+
+def test_a_colour_made_for_white_paper_is_readable_on_black(visit: Callable[..., Opened], tmp_path: Path) -> None:
+    case = analyses()[0]
+    trace = {"type": "scatter", "mode": "lines", "x": [1, 2], "y": [1, 2], "line": {"color": "#000080"}}
+    figure = replace(case.figures[0], plotly={"data": [trace]})
+    path = write_report([replace(case, figures=(figure,))], tmp_path / "r.html", environment=ENVIRONMENT)
+    strokes = {}
+    for scheme in ("light", "dark"):
+        page = visit(path, color_scheme=scheme).page
+        draw_all(page)
+        style = page.locator(".scatterlayer .js-line").evaluate("line => getComputedStyle(line).stroke")
+        strokes[scheme] = [int(channel) for channel in style[4:-1].split(",")]
+    assert strokes["light"] == [0, 0, 128]
+    assert sum(strokes["dark"]) > 300
+
+
 # The layer ---------------------------------------------------------------------------------------------------
 
 

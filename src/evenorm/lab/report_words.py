@@ -26,7 +26,8 @@ _ENGLISH = {
     "INCONCLUSIVE": "Inconclusive",
     "CONTRADICTED": "Contradicted",
     "REPRODUCED_means": (
-        "the whole interval lies beyond the margin: the effect is there, and it is large enough to matter"
+        "the whole interval lies beyond the margin: the effect is there, and large enough to matter. For a "
+        "claim of no difference: the whole interval lies within the margin on either side"
     ),
     "WEAK_means": (
         "the interval excludes zero in the direction of the claim, but not the margin: there, but perhaps small"
@@ -34,7 +35,10 @@ _ENGLISH = {
     "INCONCLUSIVE_means": (
         "the interval contains zero: this run cannot tell, which does not say that there is no effect"
     ),
-    "CONTRADICTED_means": "the whole interval lies on the other side: the opposite was measured",
+    "CONTRADICTED_means": (
+        "the whole interval lies on the other side: the opposite was measured. For a claim of no difference: "
+        "the whole interval lies beyond the margin"
+    ),
     "how_to_read": "How to read the verdicts and the little plots",
     "glyph_means": (
         "Dot: the estimate over paired seeds. Bar: its 95 % interval. Solid line: no difference. Dashed "
@@ -42,12 +46,12 @@ _ENGLISH = {
     ),
     "claim": "The claim",
     "claim_later": "What later work says",
-    "published": "Published, and ours",
+    "published": "What was published",
     "published_value": "Published value",
     "published_setting": "Measured in",
     "published_source": "Source",
     "published_none": "No number was published for this claim.",
-    "ours": "Ours, from paired seeds",
+    "ours": "What we measured, from paired seeds",
     "comparison": "Comparison",
     "estimate": "Estimate",
     "interval": "95 % interval",
@@ -70,8 +74,9 @@ _ENGLISH = {
     "layer": "A layer taken apart",
     "layer_lede": (
         "One unit of a trained network, and the four steps that its values go through. Move γ and β. With γ "
-        "= 1 and β = 0 the inputs sit on the stretch from −1 to 1, where a sigmoid is almost a straight "
-        "line: a layer that hardly bends. That is why batch norm learns a scale and a shift."
+        "= 1 and β = 0 most inputs fall on or near the stretch from −1 to 1, where a sigmoid is almost a "
+        "straight line: a layer that hardly bends. That is why batch norm learns a scale and a shift; “As "
+        "learned” shows how far training took this unit."
     ),
     "layer_korean": (
         "위 그림과 같이 Scaling & Shifting을 적용하지 않으면 sigmoid의 입력값이 -1~1 사이로 출력 값의 형태가 "
@@ -129,10 +134,15 @@ _KOREAN = {
     "WEAK": "약함",
     "INCONCLUSIVE": "판단 보류",
     "CONTRADICTED": "반대로 나옴",
-    "REPRODUCED_means": "구간 전체가 기준 폭을 넘는다. 효과가 있고, 의미 있을 만큼 크다",
+    "REPRODUCED_means": (
+        "구간 전체가 기준 폭을 넘는다. 효과가 있고, 의미 있을 만큼 크다. 차이가 없다는 주장이면 구간 전체가 "
+        "양쪽 기준 폭 안에 있다"
+    ),
     "WEAK_means": "구간이 주장한 방향으로 0을 벗어나지만 기준 폭은 넘지 못한다. 있기는 하나 작을 수 있다",
     "INCONCLUSIVE_means": "구간이 0을 포함한다. 이 실행으로는 알 수 없으며, 효과가 없다는 뜻은 아니다",
-    "CONTRADICTED_means": "구간 전체가 반대쪽에 있다. 주장과 반대로 측정되었다",
+    "CONTRADICTED_means": (
+        "구간 전체가 반대쪽에 있다. 주장과 반대로 측정되었다. 차이가 없다는 주장이면 구간 전체가 기준 폭 밖에 있다"
+    ),
     "how_to_read": "판정과 작은 그림 읽는 법",
     "glyph_means": (
         "점: 짝지은 시드에서 얻은 추정값. 막대: 95 % 구간. 실선: 차이 없음. 점선: 미리 정한 기준 폭. 옅은 "
@@ -140,12 +150,12 @@ _KOREAN = {
     ),
     "claim": "주장",
     "claim_later": "이후 연구의 주장",
-    "published": "발표된 값과 우리 값",
+    "published": "발표된 값은",
     "published_value": "발표된 값",
     "published_setting": "측정 조건",
     "published_source": "출처",
     "published_none": "이 주장에 대해 발표된 수치는 없다.",
-    "ours": "우리 값 (짝지은 시드)",
+    "ours": "우리가 잰 값 (짝지은 시드)",
     "comparison": "비교",
     "estimate": "추정값",
     "interval": "95 % 구간",
@@ -167,9 +177,10 @@ _KOREAN = {
     "to_top": "판정으로 돌아가기",
     "layer": "층 하나를 뜯어보기",
     "layer_lede": (
-        "학습된 신경망의 유닛 하나와, 그 값이 거치는 네 단계다. γ와 β를 움직여 보라. γ = 1, β = 0이면 입력이 "
-        "−1과 1 사이에 놓이는데, 여기서 sigmoid는 거의 직선이다. 거의 휘지 않는 층이 되므로 배치 정규화는 "
-        "크기와 이동을 학습한다."
+        "학습된 신경망의 유닛 하나와, 그 값이 거치는 네 단계다. γ와 β를 움직여 보라. γ = 1, β = 0이면 입력 "
+        "대부분이 −1과 1 사이나 그 가까이에 놓이는데, 여기서 sigmoid는 거의 직선이다. 거의 휘지 않는 층이 "
+        "되므로 배치 정규화는 크기와 이동을 학습한다. 「학습된 값」을 누르면 이 유닛이 학습에서 얼마나 "
+        "움직였는지 보인다."
     ),
     "layer_korean": _ENGLISH["layer_korean"],
     "layer_english": _ENGLISH["layer_english"],

@@ -98,7 +98,7 @@ if (report.layer) {
       const at = (value) => `${across(value)} ${up(clip(line.at + line.slope * value))}`;
       mark(svg, "path", { class: "straight", d: `M${at(from)}L${at(to)}` });
       const room = to < 0.3 * AXIS; // for the label, to the right of the line's upper end
-      const [x, y] = [across(to) + (room ? 6 : 0), up(clip(line.at + line.slope * to)) + (room ? 10 : -7)];
+      const [x, y] = [across(to) + (room ? 6 : 0), up(clip(line.at + line.slope * to)) + (room ? 10 : to < AXIS ? -7 : 18)];
       mark(svg, "text", { x, y, "text-anchor": room ? "start" : "end" }, words.best_line);
     }
     const curve = Array.from({ length: 201 }, (_, i) => -AXIS + (i * 2 * AXIS) / 200);
