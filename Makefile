@@ -27,7 +27,7 @@ lab: $(PACKAGE) ## train what is not trained yet, write the report and print its
 	@$(BIN)/evenorm lab run $(FLAGS)
 
 test: $(PACKAGE) ## all tests
-	@$(BIN)/python -m pytest $(FLAGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 8 --dist worksteal $(FLAGS)
 
 check: $(PACKAGE) ## format, lint, types, and the rules of the house
 	@$(BIN)/ruff format --check --quiet . || { echo 'evenorm: not formatted; run .venv/bin/ruff format'; exit 1; }
