@@ -31,6 +31,7 @@ html_css_files = ["equations.css"]
 html_math_renderer = "mathml"
 
 TAG = re.compile(r"\\tag\{(\d+)\}")
+DIMENSIONS = re.compile(r"\*(?=positions\b)")
 
 
 def inline_equation(translator: Any, node: nodes.math) -> None:
@@ -50,6 +51,12 @@ def displayed_equation(translator: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def plain_shapes(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Keep the star of (N, C, *positions) from starting an emphasis; in the source it stays as Python writes it."""
+    lines[:] = [DIMENSIONS.sub(r"\\*", line) for line in lines]
+
+
 def setup(app: Sphinx) -> None:
     """Let the browser draw the equations as MathML, where Sphinx would load a script from elsewhere."""
+    app.connect("autodoc-process-docstring", plain_shapes)
     app.add_html_math_renderer("mathml", (inline_equation, None), (displayed_equation, None))
