@@ -12,11 +12,14 @@ from evenorm.layers import BatchNorm as BatchNorm
 from evenorm.layers import BatchNorm1d as BatchNorm1d
 from evenorm.layers import BatchNorm2d as BatchNorm2d
 from evenorm.layers import BatchNorm3d as BatchNorm3d
-from evenorm.layers import LazyBatchNorm1d as LazyBatchNorm1d
-from evenorm.layers import LazyBatchNorm2d as LazyBatchNorm2d
-from evenorm.layers import LazyBatchNorm3d as LazyBatchNorm3d
+from evenorm.lazy import LazyBatchNorm1d as LazyBatchNorm1d
+from evenorm.lazy import LazyBatchNorm2d as LazyBatchNorm2d
+from evenorm.lazy import LazyBatchNorm3d as LazyBatchNorm3d
+from evenorm.models.calibrate import calibrate as calibrate
+from evenorm.models.calibration import Calibration as Calibration
 from evenorm.models.freeze import freeze as freeze
 from evenorm.models.freeze import unfreeze as unfreeze
+from evenorm.models.merge import merge_statistics as merge_statistics
 from evenorm.moments import Moments as Moments
 from evenorm.renorm import Renorm as Renorm
 from evenorm.updates import no_update as no_update
@@ -28,6 +31,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Calibration",
     "Cumulative",
     "Exponential",
     "Info",
@@ -38,9 +42,11 @@ __all__ = [
     "Renorm",
     "Window",
     "batch_norm",
+    "calibrate",
     "freeze",
     "info",
     "mask_from_lengths",
+    "merge_statistics",
     "moments",
     "no_update",
     "one_update",

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from evenorm import engines, formulas
+from evenorm import engines, formulas, workers
 from evenorm.activations import IDENTITY, TABLE
 from evenorm.formulas import Setting
 from evenorm.renorm import Anchor, Tied, tie, untie
+from evenorm.workers import Workers
 
 Maybe = Tensor | None
 
@@ -117,19 +118,29 @@ class Infer(torch.autograd.Function):
         return dx, None, None, dweight if needs[3] else None, dbias if needs[4] else None, dresidual, None
 
 
-class TrainTied(torch.autograd.Function):
-    """Pool, tie the moments to the running statistics, apply: three steps, since something stands between."""
+class TrainPooled(torch.autograd.Function):
+    """Pool, merge over workers, tie to the running statistics, apply: apart, since something stands between."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Maybe, bias: Maybe, residual: Maybe, setting: Setting, anchor: Anchor
+        ctx: Any,
+        x: Tensor,
+        weight: Maybe,
+        bias: Maybe,
+        residual: Maybe,
+        setting: Setting,
+        anchor: Anchor | None,
+        among: Workers | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Keep x, the parameters, the residual and the tied statistics."""
+        """Keep x, the parameters, the residual and the statistics that normalised."""
         engine = engines.choose(x)
         batch = engine.moments(x, setting.mask, setting.splits)
+        if among is not None:
+            batch = workers.pool(batch, among)
         tied = tie(batch, anchor, setting.eps)
         y = engine.normalize(x, tied.mean, tied.var, weight, bias, residual, setting._replace(eps=0.0))
-        ctx.engine, ctx.setting, ctx.anchor = engine, setting, Anchor(*(_copy(item) for item in anchor))
+        ctx.engine, ctx.setting, ctx.among = engine, setting, among
+        ctx.anchor = None if anchor is None else Anchor(*(_copy(item) for item in anchor))
         saved = _to_rebuild(y, residual, setting)
         ctx.save_for_backward(x, weight, bias, residual, saved, batch.count, *tied)
         ctx.mark_non_differentiable(batch.count, batch.mean, batch.m2)
@@ -138,41 +149,55 @@ class TrainTied(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Maybe, *_: Maybe) -> tuple[Maybe, ...]:
-        """As `Train`'s, with the correction's factors as constants [7, 8, 21]."""
+        """As `Train`'s, with the sums over all workers, and the correction's factors as constants [7, 8, 21]."""
         if dy is None:
-            return (None,) * 6
+            return (None,) * 7
         x, weight, bias, residual, saved, count, *tied = ctx.saved_tensors
         if again():
-            return *_differentiable(dy, x, weight, bias, residual, ctx.setting, ctx.anchor), None, None
+            inputs = (x, weight, bias, residual)
+            return *_differentiable(dy, inputs, ctx.setting, ctx.anchor, ctx.among), None, None, None
         setting = ctx.setting._replace(eps=0.0)
         engine, tied = ctx.engine, Tied(*tied)
         given = (dy, x, tied.mean, tied.var, weight, bias, saved, setting)
-        sum_g, sum_g_xhat = engine.backward_sums(*given)
+        sums = own = engine.backward_sums(*given)
+        if ctx.among is not None:
+            sums = workers.total(own, ctx.among)
         per_group = count.clamp(min=1).unsqueeze(1)
-        offset, slope = untie(sum_g / per_group, sum_g_xhat / per_group, tied, count, ctx.anchor)
+        offset, slope = untie(sums[0] / per_group, sums[1] / per_group, tied, count, ctx.anchor)
         dx, dresidual = engine.input_gradient(*given, offset, slope, ctx.needs_input_grad[3])
-        dweight = None if weight is None else sum_g_xhat.sum(0).to(weight.dtype)
-        dbias = None if bias is None else sum_g.sum(0).to(bias.dtype)
-        return dx, dweight, dbias, dresidual, None, None
+        dweight = None if weight is None else own[1].sum(0).to(weight.dtype)
+        dbias = None if bias is None else own[0].sum(0).to(bias.dtype)
+        return dx, dweight, dbias, dresidual, None, None, None
 
 
-def train_tied(
-    x: Tensor, weight: Maybe, bias: Maybe, residual: Maybe, setting: Setting, anchor: Anchor
+def train_pooled(
+    x: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    residual: Maybe,
+    setting: Setting,
+    anchor: Anchor | None,
+    among: Workers | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute what `TrainTied` computes, in differentiable torch."""
+    """Compute what `TrainPooled` computes, in differentiable torch."""
     batch = formulas.moments(x, setting.mask, setting.splits)
+    if among is not None:
+        batch = workers.pool_differentiably(batch, among)
     tied = tie(batch, anchor, setting.eps)
     y = formulas.normalize(x, tied.mean, tied.var, weight, bias, residual, setting._replace(eps=0.0))
     return y, batch.count, batch.mean, batch.m2
 
 
 def _differentiable(
-    dy: Tensor, x: Tensor, weight: Maybe, bias: Maybe, residual: Maybe, setting: Setting, anchor: Anchor
+    dy: Tensor,
+    given: tuple[Tensor, Maybe, Maybe, Maybe],
+    setting: Setting,
+    anchor: Anchor | None,
+    among: Workers | None,
 ) -> tuple[Maybe, ...]:
-    given = (x, weight, bias, residual)
     wanted = [tensor for tensor in given if tensor is not None and tensor.requires_grad]
     with torch.enable_grad():
-        y = train_tied(*given, setting, anchor)[0]
+        y = train_pooled(*given, setting, anchor, among)[0]
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return tuple(next(found) if tensor is not None and tensor.requires_grad else None for tensor in given)
 

@@ -6,10 +6,12 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from evenorm.activations import resolve
 from evenorm.averages import Average
 from evenorm.renorm import Renorm
+from evenorm.workers import Group
 
 OnNonfinite = Literal["skip", "raise", "propagate"]
 OnSingle = Literal["raise", "population"]
@@ -82,6 +84,7 @@ def check_options(
     renorm: Renorm | None,
     on_nonfinite: OnNonfinite,
     on_single: OnSingle,
+    process_group: Group,
 ) -> None:
     """Raise unless the options of a layer make sense, each and together."""
     resolve(activation)
@@ -99,6 +102,10 @@ def check_options(
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    if process_group is not None and process_group != "world" and not isinstance(process_group, ProcessGroup):
+        raise ValueError(f"process_group must be None, 'world' or a torch ProcessGroup, got {process_group!r}")
+    if process_group is not None and virtual_batch_size is not None:
+        raise ValueError("give either virtual_batch_size, which splits the batch, or process_group, which joins it")
     if not layer.track_running_stats and (renorm is not None or on_single == "population"):
         option = "renorm" if renorm is not None else "on_single='population'"
         raise ValueError(f"{option} needs running statistics, got track_running_stats=False")

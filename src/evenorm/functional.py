@@ -20,6 +20,7 @@ from evenorm.checks import check, check_count, check_eps
 from evenorm.formulas import Setting, valid_only
 from evenorm.moments import Moments
 from evenorm.renorm import Anchor
+from evenorm.workers import Workers
 
 Maybe = Tensor | None
 
@@ -162,13 +163,15 @@ def train(
     eps: float,
     activation: str | nn.Module | None,
     anchor: Anchor | None = None,
+    among: Workers | None = None,
 ) -> tuple[Tensor, Moments]:
     """Normalise checked arguments by the batch's own statistics; return y and the moments of each group."""
     inside, fused, behind = _fuse(x, residual, activation)
     setting = Setting(mask, splits, eps, *fused)
     given = (x, weight, bias, inside, setting)
-    if anchor is not None:
-        y, *batch = (autograd.train_tied if transformed() else autograd.TrainTied.apply)(*given, anchor)
+    if anchor is not None or among is not None:
+        pooled = autograd.train_pooled if transformed() else autograd.TrainPooled.apply
+        y, *batch = pooled(*given, anchor, among)
     elif transformed():
         y, *batch = formulas.train_forward(*given)
     elif wants_gradient(x, weight, bias, inside):

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import UninitializedBuffer
 
-from evenorm import functional, updates
+from evenorm import functional, updates, workers
 from evenorm.averages import Average, Cumulative, Exponential, Window
 from evenorm.checks import OnNonfinite, OnSingle, check, check_count, check_eps, check_options
 from evenorm.moments import Moments, virtual_batches
 from evenorm.renorm import Anchor, Renorm
+from evenorm.workers import Group
 
 
 class Layer(_NormBase):
@@ -35,6 +36,7 @@ class Layer(_NormBase):
     renorm: Renorm | None = None
     on_nonfinite: OnNonfinite = "skip"
     on_single: OnSingle = "raise"
+    process_group: Group = None
     frozen: bool = False  # normalise by the running statistics and leave them alone, in training too
     name: str = ""  # the dotted name in a network, where a tool has walked it
     running_mean: Tensor | None
@@ -60,10 +62,13 @@ class Layer(_NormBase):
         renorm: Renorm | None = None,
         on_nonfinite: OnNonfinite = "skip",
         on_single: OnSingle = "raise",
+        process_group: Group = None,
     ) -> None:
         """Store the options; `BatchNorm` says what they mean."""
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self._set_options(bias, activation, average, virtual_batch_size, renorm, on_nonfinite, on_single)
+        self._set_options(
+            bias, activation, average, virtual_batch_size, renorm, on_nonfinite, on_single, process_group
+        )
 
     def _set_options(
         self,
@@ -74,13 +79,15 @@ class Layer(_NormBase):
         renorm: Renorm | None,
         on_nonfinite: OnNonfinite,
         on_single: OnSingle,
+        process_group: Group,
     ) -> None:
-        check_options(self, activation, average, virtual_batch_size, renorm, on_nonfinite, on_single)
+        check_options(self, activation, average, virtual_batch_size, renorm, on_nonfinite, on_single, process_group)
         if not bias:  # not left to torch, whose older versions do not know the argument
             self.register_parameter("bias", None)
         self.activation = activation
         self.virtual_batch_size, self.renorm = virtual_batch_size, renorm
         self.on_nonfinite, self.on_single = on_nonfinite, on_single
+        self.process_group = process_group
         if average is not None:
             self.average = average
         self.complete_()
@@ -135,10 +142,14 @@ class Layer(_NormBase):
             if mean is None or var is None:
                 raise ValueError("running_mean and running_var must both be there or both None, got one of them")
             return functional.infer(input, mean, var, weight, bias, residual, mask, self.eps, self.activation)
-        check_count(input, self.training)
+        among = workers.among(self.process_group, input, mean) if self.training else None
+        if among is None:
+            check_count(input, self.training)
         splits = virtual_batches(input.shape[0], self.virtual_batch_size)
         anchor = self._anchor(mean, var, mask)
-        y, batch = functional.train(input, weight, bias, residual, mask, splits, self.eps, self.activation, anchor)
+        y, batch = functional.train(
+            input, weight, bias, residual, mask, splits, self.eps, self.activation, anchor, among
+        )
         tracked = self.training and self.track_running_stats and not updates.recomputing()
         if tracked and mean is not None and var is not None:
             self._commit_(mean, var, batch)
@@ -188,6 +199,7 @@ class Layer(_NormBase):
             "renorm": self.renorm,
             "on_nonfinite": None if self.on_nonfinite == "skip" else self.on_nonfinite,
             "on_single": None if self.on_single == "raise" else self.on_single,
+            "process_group": self.process_group,
             "frozen": self.frozen or None,
         }
         changed = [f"{name}={value}" for name, value in ours.items() if value is not None]
@@ -251,6 +263,8 @@ class BatchNorm(Layer, _BatchNorm):
             it in, as torch does. The output shows the NaN in any case.
         on_single: training with one value per channel: "raise" as torch does, or "population": normalise by the
             running statistics and leave them alone.
+        process_group: in training, pool over these workers: None, "world", or a torch ProcessGroup. All of them
+            must run the layer equally often; a worker whose batch is empty takes part and changes nothing.
 
     Called with ``layer(x, residual=None, mask=None)``: the residual, of x's shape, is added before the
     activation; the mask, bool, True where a position is VALID, has shape (N,) for x (N, C), else
@@ -303,69 +317,3 @@ class BatchNorm3d(Layer, nn.BatchNorm3d):
     >>> evenorm.BatchNorm3d(3)(torch.randn(2, 3, 4, 4, 4)).shape
     torch.Size([2, 3, 4, 4, 4])
     """
-
-
-class _LazyLayer(Layer, _LazyNormBase):
-    """A layer that learns its number of channels from its first input, by torch's own mechanism."""
-
-    def __init__(
-        self,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        bias: bool = True,
-        activation: str | nn.Module | None = None,
-        average: Average | None = None,
-        virtual_batch_size: int | None = None,
-        renorm: Renorm | None = None,
-        on_nonfinite: OnNonfinite = "skip",
-        on_single: OnSingle = "raise",
-    ) -> None:
-        """Store the options; `BatchNorm` says what they mean."""
-        _LazyNormBase.__init__(self, eps, momentum, affine, track_running_stats, device, dtype)
-        self._set_options(bias, activation, average, virtual_batch_size, renorm, on_nonfinite, on_single)
-
-    def initialize_parameters(self, input: Tensor) -> None:
-        """Make the parameters and buffers, the average's too."""
-        super().initialize_parameters(input)
-        self._make_window()
-
-
-class LazyBatchNorm1d(_LazyLayer, nn.LazyBatchNorm1d):
-    """`BatchNorm1d` that learns ``num_features`` from its first input.
-
-    >>> import torch, evenorm
-    >>> layer = evenorm.LazyBatchNorm1d()
-    >>> layer(torch.randn(8, 3)).shape, layer.num_features
-    (torch.Size([8, 3]), 3)
-    """
-
-    cls_to_become = BatchNorm1d
-
-
-class LazyBatchNorm2d(_LazyLayer, nn.LazyBatchNorm2d):
-    """`BatchNorm2d` that learns ``num_features`` from its first input.
-
-    >>> import torch, evenorm
-    >>> layer = evenorm.LazyBatchNorm2d(activation="relu")
-    >>> layer(torch.randn(8, 3, 4, 4)).shape, layer.num_features
-    (torch.Size([8, 3, 4, 4]), 3)
-    """
-
-    cls_to_become = BatchNorm2d
-
-
-class LazyBatchNorm3d(_LazyLayer, nn.LazyBatchNorm3d):
-    """`BatchNorm3d` that learns ``num_features`` from its first input.
-
-    >>> import torch, evenorm
-    >>> layer = evenorm.LazyBatchNorm3d()
-    >>> layer(torch.randn(2, 3, 4, 4, 4)).shape, layer.num_features
-    (torch.Size([2, 3, 4, 4, 4]), 3)
-    """
-
-    cls_to_become = BatchNorm3d

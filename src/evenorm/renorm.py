@@ -84,12 +84,14 @@ class Tied(NamedTuple):
 
     mean: Tensor
     var: Tensor
-    r: Tensor
-    d: Tensor
+    r: Tensor | None
+    d: Tensor | None
 
 
-def tie(batch: Moments, anchor: Anchor, eps: float) -> Tied:
+def tie(batch: Moments, anchor: Anchor | None, eps: float) -> Tied:
     """Return statistics by which x is standardised to (x - mean_B) / sigma_B * r + d [20]."""
+    if anchor is None:
+        return Tied(batch.mean, batch.variance() + eps, None, None)
     mean, sigma = widen(anchor.mean), (widen(anchor.var) + eps).sqrt()
     batch_sigma = (batch.variance() + eps).sqrt()
     r = (batch_sigma / sigma).detach().clamp(1 / anchor.r_max, anchor.r_max)
@@ -101,10 +103,14 @@ def tie(batch: Moments, anchor: Anchor, eps: float) -> Tied:
     return Tied(tied_mean, tied_sigma.square(), r, d)
 
 
-def untie(mean_g: Tensor, mean_g_xhat: Tensor, tied: Tied, count: Tensor, anchor: Anchor) -> tuple[Tensor, Tensor]:
+def untie(
+    mean_g: Tensor, mean_g_xhat: Tensor, tied: Tied, count: Tensor, anchor: Anchor | None
+) -> tuple[Tensor, Tensor]:
     """Return offset and slope of `formulas.input_gradient` from the means of g and g * xhat [21]."""
-    along = (mean_g_xhat - tied.d * mean_g) / tied.r.square()
-    offset, slope = mean_g - tied.d * along, along
+    if anchor is None or tied.r is None or tied.d is None:
+        return mean_g, mean_g_xhat
+    slope = (mean_g_xhat - tied.d * mean_g) / tied.r.square()
+    offset = mean_g - tied.d * slope
     if anchor.replaces_single:
         several = (count > 1).unsqueeze(-1)
         offset, slope = torch.where(several, offset, 0), torch.where(several, slope, 0)

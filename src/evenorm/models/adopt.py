@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from torch import nn
 
-from evenorm import layers
+from evenorm import layers, lazy
 from evenorm.layers import Layer
 
 OURS: dict[type[nn.Module], type[Layer]] = {
     nn.BatchNorm1d: layers.BatchNorm1d,
     nn.BatchNorm2d: layers.BatchNorm2d,
     nn.BatchNorm3d: layers.BatchNorm3d,
-    nn.LazyBatchNorm1d: layers.LazyBatchNorm1d,
-    nn.LazyBatchNorm2d: layers.LazyBatchNorm2d,
-    nn.LazyBatchNorm3d: layers.LazyBatchNorm3d,
+    nn.LazyBatchNorm1d: lazy.LazyBatchNorm1d,
+    nn.LazyBatchNorm2d: lazy.LazyBatchNorm2d,
+    nn.LazyBatchNorm3d: lazy.LazyBatchNorm3d,
 }
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
 

@@ -1,0 +1,139 @@
+"""Pooling over the workers of a process group: every worker gets the moments of all their batches together.
+
+One message forward, 2 C + 1 numbers a worker, and one backward. While the world is small each worker gathers all
+messages and merges them in the order of ranks (math.md, eq. 5); in a large one, where a gathered message would grow
+with the world, sums shifted by the running mean, which is the same everywhere, are reduced instead (eq. 22). Either
+way all workers hold the same bits afterwards, and the outcome is that of one process on the concatenated batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from evenorm.moments import Moments
+
+Group = dist.ProcessGroup | str | None
+
+
+class Workers(NamedTuple):
+    """Those to pool with, and a vector that is the same on all of them: the running mean, where there is one."""
+
+    group: dist.ProcessGroup
+    shift: Tensor | None
+
+
+# Up to here gathering is taken: W messages cost W (2 C + 1) 8 bytes on each link against 2 (2 C + 1) 8 for a
+# reduction, but one round of latencies against two, and no digit is lost to the shift (docs/workers.md).
+GATHER_UP_TO = 32
+
+
+def among(group: Group, x: Tensor, running_mean: Tensor | None) -> Workers | None:
+    """Return whom a layer pools with, or None where this worker is alone; raises as `resolve`."""
+    found = resolve(group, x)
+    return None if found is None else Workers(found, running_mean)
+
+
+def resolve(group: Group, x: Tensor) -> dist.ProcessGroup | None:
+    """Return the torch group that can carry x between workers, or None where this worker is alone.
+
+    Raises:
+        ValueError: torch.distributed is not initialised, this worker is not in the group, or the group's backend
+            cannot send x.
+    """
+    if group is None:
+        return None
+    if not dist.is_available() or not dist.is_initialized():
+        raise ValueError(
+            "process_group needs torch.distributed to be initialised in training: call "
+            "torch.distributed.init_process_group first, e.g. under torchrun"
+        )
+    found = dist.group.WORLD if isinstance(group, str) else group
+    if found is None or dist.get_rank(found) < 0:
+        raise ValueError(f"this worker, rank {dist.get_rank()} of the world, is not in the layer's process_group")
+    if dist.get_world_size(found) == 1:
+        return None
+    if dist.get_backend(found) == "nccl" and x.device.type != "cuda":
+        raise ValueError(f"the process_group's backend is NCCL, which sends CUDA tensors only; x is on {x.device}")
+    return found
+
+
+def pool(batch: Moments, workers: Workers) -> Moments:
+    """Return the moments of all workers' batches together, as one group, (1, C)."""
+    group, shift = workers
+    batch = batch.pooled()
+    world = dist.get_world_size(group)
+    if world <= GATHER_UP_TO or shift is None:
+        message = torch.cat([batch.count.reshape(1), batch.mean, batch.m2])
+        messages = message.new_empty(world * message.numel())
+        dist.all_gather_into_tensor(messages, message, group=group)
+        count, mean, m2 = _split(messages.view(world, -1))
+        return _as_group(Moments(count[:, 0], mean, m2).pooled())
+    start = shift.to(batch.mean.dtype)
+    message = _shifted(batch, start)
+    dist.all_reduce(message, group=group)
+    return _as_group(_unshifted(message, start))
+
+
+def pool_differentiably(batch: Moments, workers: Workers) -> Moments:
+    """Return what `pool` returns, in a way that autograd can follow to every worker and back."""
+    batch = batch.pooled()
+    start = torch.zeros_like(batch.mean) if workers.shift is None else workers.shift.to(batch.mean.dtype)
+    return _as_group(_unshifted(Sum.apply(_shifted(batch, start), workers.group), start))
+
+
+def total(sums: tuple[Tensor, Tensor], workers: Workers) -> tuple[Tensor, Tensor]:
+    """Return two tensors of (G, C) added up over groups and workers, (1, C) each, by one message."""
+    message = torch.cat([part.sum(0) for part in sums])
+    world = dist.get_world_size(workers.group)
+    if world <= GATHER_UP_TO:  # in the order of ranks, hence the same bits in each run
+        messages = message.new_empty(world * message.numel())
+        dist.all_gather_into_tensor(messages, message, group=workers.group)
+        message = messages.view(world, -1).sum(0)
+    else:
+        dist.all_reduce(message, group=workers.group)
+    first, second = message.unsqueeze(0).chunk(2, dim=1)
+    return first, second
+
+
+class Sum(torch.autograd.Function):
+    """The sum over workers, which all of them get; its gradient is the sum of what all of them send back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: dist.ProcessGroup) -> Tensor:
+        """Add up the workers' values."""
+        ctx.group = group
+        values = values.clone()
+        dist.all_reduce(values, group=group)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Add up the workers' gradients, in a way that can be differentiated again."""
+        return Sum.apply(gradient.contiguous(), ctx.group), None
+
+
+def _as_group(batch: Moments) -> Moments:
+    return Moments(batch.count.reshape(1), batch.mean.unsqueeze(0), batch.m2.unsqueeze(0))
+
+
+def _split(message: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    channels = (message.shape[-1] - 1) // 2
+    count, first, second = message.split([1, channels, channels], dim=-1)
+    return count, first, second
+
+
+def _shifted(batch: Moments, start: Tensor) -> Tensor:
+    """Return count, sum of (x - start) and sum of its squares: what adds up over workers [22]."""
+    away = batch.mean - start
+    return torch.cat([batch.count.reshape(1), batch.count * away, batch.m2 + batch.count * away.square()])
+
+
+def _unshifted(sums: Tensor, start: Tensor) -> Moments:
+    """Return the moments from shifted sums [22]."""
+    count, first, second = _split(sums)
+    per_count = count.clamp(min=1)
+    return Moments(count[0], start + first / per_count, (second - first.square() / per_count).clamp(min=0))
