@@ -20,6 +20,7 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 suppress_warnings = ["app.add_node"]
 
+default_role = "code"  # single backticks in docstrings, as in Markdown
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
