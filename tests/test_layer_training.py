@@ -11,7 +11,7 @@ pytest.importorskip("sklearn", reason="the lab needs the extra evenorm[lab]")
 
 from evenorm.lab import layer_training
 from evenorm.lab.layer_page import LayerView
-from evenorm.lab.layer_training import take_apart, trained_layer
+from evenorm.lab.layer_training import stored_layer, take_apart, trained_layer
 from evenorm.lab.networks import Sigmoid, perceptron
 from evenorm.lab.store import Store
 from evenorm.lab.trials import Record, Trial
@@ -56,8 +56,10 @@ def test_it_is_trained_once_and_then_read(tmp_path: Path, monkeypatch: pytest.Mo
         return take_apart(network_with_a_past(), torch.randn(1, 4, 30))
 
     monkeypatch.setattr(layer_training, "train", train)
+    assert stored_layer(Store(tmp_path)) is None
     first = trained_layer(Store(tmp_path))
     assert trained_layer(Store(tmp_path)) == first
+    assert stored_layer(Store(tmp_path)) == first
     assert trained == [layer_training.TRIAL]
 
 

@@ -213,6 +213,7 @@ def test_only_the_scripts_of_the_package_may_run() -> None:
     assert policy is not None
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    assert rules["img-src"] == "data: blob:"
     assert "unsafe" not in rules["script-src"]
     run = [text for text in elements.scripts if text and not text.startswith("{")]
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in run]
