@@ -14,12 +14,12 @@ TOOLS := .venv/tools-$(VERSION)
 PACKAGE := .venv/package-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check docs bench clean
+.PHONY: help lab test check docs bench test-sanitize clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
 	@echo 'FLAGS=... goes on to the command: make lab FLAGS=--quick, make test FLAGS="-k moments".'
 	@echo 'PYTHON=... chooses the interpreter: make test PYTHON=python3.12.'
 
@@ -43,6 +43,18 @@ docs: $(PACKAGE) ## run every example, then build docs/_build/html
 
 bench: $(PACKAGE) ## check every case against float64, then time it against torch.nn
 	@$(BIN)/evenorm bench $(FLAGS)
+
+# Beside the tests of pages, processes and sources, in which no kernel runs.
+SANITIZED_TESTS ?= $(filter-out $(addprefix tests/test_,cli.py docs.py house.py lab% layer_training.py report%), \
+	$(wildcard tests/test_*.py))
+
+test-sanitize: $(PACKAGE) ## the tests of all that computes, the engine built with AddressSanitizer and UBSan
+	@echo 'evenorm: building the engine with sanitizers into build/sanitized (minutes)'
+	@EVENORM_ENGINE= EVENORM_SANITIZE=1 $(BIN)/python setup.py --quiet build \
+		--build-lib build/sanitized/lib --build-temp build/sanitized/objects
+	@export LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)"; \
+		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest --quiet \
+		--override-ini='pythonpath=build/sanitized/lib tests' $(SANITIZED_TESTS) $(FLAGS)
 
 clean: ## remove .venv and all that was built; results/ stays
 	@rm -rf .venv build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
