@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, FloatRect, Page, sync_playwright
 
 
 @contextmanager
@@ -38,11 +38,14 @@ def draw_all(page: Page) -> None:
 
 
 def take_picture(opened: Browser, report: Path, picture: Path) -> Path:
-    """The first screen of `report` as a PNG file, sharp enough for a high-density screen."""
+    """The opening of `report` and its first three verdicts as a PNG file, sharp on a high-density screen."""
     page = opened.new_page(viewport={"width": 1280, "height": 900}, device_scale_factor=1.5, color_scheme="light")
     page.goto(report.resolve().as_uri())
     picture.parent.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=picture)
+    card = page.locator(".card:nth-child(-n+3)").last.bounding_box()
+    assert card is not None, "a report has at least one verdict"
+    clip = {"x": 0.0, "y": 0.0, "width": 1280.0, "height": card["y"] + card["height"] + 16}
+    page.screenshot(path=picture, full_page=True, clip=FloatRect(**clip))
     page.close()
     return picture
 
