@@ -158,13 +158,11 @@ def test_padding_has_no_influence(activation: str | None, mode: str) -> None:
 
 
 def test_a_mask_that_leaves_out_all_or_nothing() -> None:
-    x, mean, var = torch.randn(4, 3, 5), torch.zeros(3), torch.ones(3)
-    nothing = torch.zeros(4, 5, dtype=torch.bool)
-    assert not evenorm.batch_norm(x, mean, var, training=True, mask=nothing).any()
-    assert torch.equal(mean, torch.zeros(3))
-    assert torch.equal(var, torch.ones(3))
-    everything = evenorm.batch_norm(x, None, None, training=True, mask=~nothing)
-    torch.testing.assert_close(everything, evenorm.batch_norm(x, None, None, training=True))
+    x, state = CASES["4-D"].make(), CASES["4-D"].state()
+    everything = torch.ones(4, 9, 7, dtype=torch.bool)
+    assert not ours(x, state, False, None, None, ~everything).any()
+    masked = ours(x, CASES["4-D"].state(), True, "relu", None, everything)
+    torch.testing.assert_close(masked, ours(x, state, True, "relu", None, None))
 
 
 def test_a_residual_of_another_dtype_promotes_as_in_torch() -> None:
@@ -269,8 +267,8 @@ BAD = {
     ),
     "mask's dtype": (
         {"mask": torch.ones(4, 5)},
-        TypeError,
-        "mask must be bool, True where a position is valid; got torch.float32",
+        ValueError,
+        "mask must be bool, True where a position is valid; got torch.float32; convert it, e.g. mask.bool()",
     ),
 }
 

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from evenorm import engines, formulas, workers
 from evenorm.activations import IDENTITY, TABLE
 from evenorm.formulas import Setting
-from evenorm.renorm import Anchor, Tied, tie, untie
+from evenorm.renorm import Anchor, Recalled, Tied, tie, untie
 from evenorm.workers import Workers
 
 Maybe = Tensor | None
@@ -57,8 +57,9 @@ class Train(torch.autograd.Function):
         """Keep x, the parameters, and what tells the activation's slope."""
         engine = engines.choose(x)
         y, count, mean, m2 = engine.train_forward(x, weight, bias, residual, setting)
-        ctx.engine, ctx.setting = engine, setting
-        ctx.save_for_backward(x, weight, bias, _to_rebuild(y, residual, setting), count, mean, m2)
+        ctx.engine, ctx.setting = engine, setting._replace(mask=None)
+        saved = _to_rebuild(y, residual, setting)
+        ctx.save_for_backward(x, weight, bias, saved, setting.mask, count, mean, m2)
         ctx.mark_non_differentiable(count, mean, m2)
         ctx.set_materialize_grads(False)
         return y, count, mean, m2
@@ -68,14 +69,14 @@ class Train(torch.autograd.Function):
         """Sum, then subtract from the gradient the directions in which the output cannot move [7, 8]."""
         if dy is None:
             return (None,) * 5
-        x, weight, bias, saved, count, mean, m2 = ctx.saved_tensors
-        engine = ctx.engine
+        x, weight, bias, saved, mask, count, mean, m2 = ctx.saved_tensors
+        engine, setting = ctx.engine, ctx.setting._replace(mask=mask)
         if again():
             engine = formulas
-            batch = formulas.moments(x, ctx.setting.mask, ctx.setting.splits)
+            batch = formulas.moments(x, mask, setting.splits)
             count, mean, m2 = batch.count, batch.mean, batch.m2  # as functions of x
         dx, dweight, dbias, dresidual = engine.train_backward(
-            dy, x, count, mean, m2, weight, bias, saved, ctx.setting, ctx.needs_input_grad[3]
+            dy, x, count, mean, m2, weight, bias, saved, setting, ctx.needs_input_grad[3]
         )
         return dx, _if(weight, dweight), _if(bias, dbias), dresidual, None
 
@@ -97,10 +98,10 @@ class Infer(torch.autograd.Function):
         """Keep x, the parameters and the statistics."""
         engine = engines.choose(x)
         y: Tensor = engine.normalize(x, mean, var, weight, bias, residual, setting)
-        ctx.engine, ctx.setting = engine, setting
+        ctx.engine, ctx.setting = engine, setting._replace(mask=None)
         saved = _to_rebuild(y, residual, setting)
         # Copies: a training forward may move the running statistics before this one's backward.
-        ctx.save_for_backward(x, mean.clone(), var.clone(), weight, bias, saved)
+        ctx.save_for_backward(x, mean.clone(), var.clone(), weight, bias, saved, setting.mask)
         ctx.set_materialize_grads(False)
         return y
 
@@ -109,11 +110,11 @@ class Infer(torch.autograd.Function):
         """Scale the gradient; sum it only if weight or bias wants that [7, 9]."""
         if dy is None:
             return (None,) * 7
-        x, mean, var, weight, bias, saved = ctx.saved_tensors
-        engine = formulas if again() else ctx.engine
+        x, mean, var, weight, bias, saved, mask = ctx.saved_tensors
+        engine, setting = formulas if again() else ctx.engine, ctx.setting._replace(mask=mask)
         needs = ctx.needs_input_grad
         dx, dweight, dbias, dresidual = engine.eval_backward(
-            dy, x, mean, var, weight, bias, saved, ctx.setting, needs[3] or needs[4], needs[5]
+            dy, x, mean, var, weight, bias, saved, setting, needs[3] or needs[4], needs[5]
         )
         return dx, None, None, dweight if needs[3] else None, dbias if needs[4] else None, dresidual, None
 
@@ -129,7 +130,7 @@ class TrainPooled(torch.autograd.Function):
         bias: Maybe,
         residual: Maybe,
         setting: Setting,
-        anchor: Anchor | None,
+        anchor: Anchor | Recalled | None,
         among: Workers | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Keep x, the parameters, the residual and the statistics that normalised."""
@@ -137,12 +138,14 @@ class TrainPooled(torch.autograd.Function):
         batch = engine.moments(x, setting.mask, setting.splits)
         if among is not None:
             batch = workers.pool(batch, among)
+        if isinstance(anchor, Recalled):
+            anchor = anchor.of(batch)
         tied = tie(batch, anchor, setting.eps)
         y = engine.normalize(x, tied.mean, tied.var, weight, bias, residual, setting._replace(eps=0.0))
-        ctx.engine, ctx.setting, ctx.among = engine, setting, among
+        ctx.engine, ctx.setting, ctx.among = engine, setting._replace(mask=None), among
         ctx.anchor = None if anchor is None else Anchor(*(_copy(item) for item in anchor))
         saved = _to_rebuild(y, residual, setting)
-        ctx.save_for_backward(x, weight, bias, residual, saved, batch.count, *tied)
+        ctx.save_for_backward(x, weight, bias, residual, saved, setting.mask, batch.count, *tied)
         ctx.mark_non_differentiable(batch.count, batch.mean, batch.m2)
         ctx.set_materialize_grads(False)
         return y, batch.count, batch.mean, batch.m2
@@ -152,11 +155,12 @@ class TrainPooled(torch.autograd.Function):
         """As `Train`'s, with the sums over all workers, and the correction's factors as constants [7, 8, 21]."""
         if dy is None:
             return (None,) * 7
-        x, weight, bias, residual, saved, count, *tied = ctx.saved_tensors
+        x, weight, bias, residual, saved, mask, count, *tied = ctx.saved_tensors
+        setting = ctx.setting._replace(mask=mask)
         if again():
             inputs = (x, weight, bias, residual)
-            return *_differentiable(dy, inputs, ctx.setting, ctx.anchor, ctx.among), None, None, None
-        setting = ctx.setting._replace(eps=0.0)
+            return *_differentiable(dy, inputs, setting, ctx.anchor, ctx.among), None, None, None
+        setting = setting._replace(eps=0.0)
         engine, tied = ctx.engine, Tied(*tied)
         given = (dy, x, tied.mean, tied.var, weight, bias, saved, setting)
         sums = own = engine.backward_sums(*given)
@@ -176,13 +180,15 @@ def train_pooled(
     bias: Maybe,
     residual: Maybe,
     setting: Setting,
-    anchor: Anchor | None,
+    anchor: Anchor | Recalled | None,
     among: Workers | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute what `TrainPooled` computes, in differentiable torch."""
     batch = formulas.moments(x, setting.mask, setting.splits)
     if among is not None:
         batch = workers.pool_differentiably(batch, among)
+    if isinstance(anchor, Recalled):
+        anchor = anchor.of(batch)
     tied = tie(batch, anchor, setting.eps)
     y = formulas.normalize(x, tied.mean, tied.var, weight, bias, residual, setting._replace(eps=0.0))
     return y, batch.count, batch.mean, batch.m2

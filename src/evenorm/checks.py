@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch.distributed import GroupMember, ProcessGroup
 
 from evenorm.activations import resolve
 from evenorm.averages import Average
@@ -46,8 +46,12 @@ def check(
 def check_mask(x: Tensor, mask: Tensor) -> None:
     """Raise unless the mask says for each position of x, on x's device, whether it is valid."""
     positions = (x.shape[0], *x.shape[2:])
+    if not isinstance(mask, Tensor):
+        found = type(mask).__name__
+        raise TypeError(f"mask must be a bool tensor, True where a position is valid; got {found}")
     if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool, True where a position is valid; got {mask.dtype}")
+        fix = "convert it, e.g. mask.bool()"
+        raise ValueError(f"mask must be bool, True where a position is valid; got {mask.dtype}; {fix}")
     if mask.shape != positions:
         raise ValueError(f"mask must have shape {positions} for x {tuple(x.shape)}, got {tuple(mask.shape)}")
     if mask.device != x.device:
@@ -62,11 +66,21 @@ def check_eps(eps: float, training: bool) -> None:
         raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
 
 
-def check_count(x: Tensor, training: bool = True) -> None:
-    """Raise torch's error where a channel has one value only, which has no variance."""
-    if x.numel() == x.shape[1] and x.numel() > 0:
+def check_count(x: Tensor, training: bool = True, mask: Tensor | None = None, may_be_single: bool = False) -> None:
+    """Raise torch's error where a channel has one value only, which has no variance.
+
+    A mask is looked into where that needs no host sync: for others, a batch without valid values changes nothing.
+    """
+    cure = "; on_single='population' normalises such a batch by the running statistics"
+    valid = None if mask is None or not training or x.numel() == 0 else _known_count(mask)
+    if valid == 0:
+        text = "mask must leave at least one valid position (True) when training"
+        raise ValueError(f"{text}, got mask {tuple(x.shape[:1] + x.shape[2:])}, all False")
+    if valid == 1 and not may_be_single:
+        text = "Expected more than 1 value per channel when training"
+        raise ValueError(f"{text}, got input size {x.size()} with 1 valid position{cure}")
+    if x.numel() == x.shape[1] and x.numel() > 0 and not may_be_single:
         if training:
-            cure = "; on_single='population' normalises such a batch by the running statistics"
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {x.size()}{cure}"
             )
@@ -74,6 +88,14 @@ def check_count(x: Tensor, training: bool = True) -> None:
             "Expected more than 1 value per channel without running statistics (there are none to normalise by), "
             f"got input size {x.size()}"
         )
+
+
+def _known_count(mask: Tensor) -> int | None:
+    """Return how many positions are valid; None where asking would stall a device or stop whoever traces us."""
+    if torch.compiler.is_compiling() or mask.device.type != "cpu" or type(mask) is not Tensor:
+        return None
+    watched = torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
+    return None if watched or torch._C._len_torch_dispatch_stack() else int(torch.count_nonzero(mask))
 
 
 def check_options(
@@ -93,7 +115,9 @@ def check_options(
     if virtual_batch_size is not None and (
         isinstance(virtual_batch_size, bool) or not isinstance(virtual_batch_size, int) or virtual_batch_size < 2
     ):
-        raise ValueError(f"virtual_batch_size must be at least 2 samples, got {virtual_batch_size!r}")
+        raise ValueError(
+            f"virtual_batch_size must be a whole number of at least 2 samples, got {virtual_batch_size!r}"
+        )
     if renorm is not None and not isinstance(renorm, Renorm):
         raise TypeError(f"renorm must be a Renorm, got {renorm!r}")
     for name, value, known in (
@@ -102,10 +126,18 @@ def check_options(
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    if process_group is GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("this worker is not in the layer's process_group, as torch.distributed.new_group told it")
     if process_group is not None and process_group != "world" and not isinstance(process_group, ProcessGroup):
         raise ValueError(f"process_group must be None, 'world' or a torch ProcessGroup, got {process_group!r}")
     if process_group is not None and virtual_batch_size is not None:
         raise ValueError("give either virtual_batch_size, which splits the batch, or process_group, which joins it")
-    if not layer.track_running_stats and (renorm is not None or on_single == "population"):
-        option = "renorm" if renorm is not None else "on_single='population'"
-        raise ValueError(f"{option} needs running statistics, got track_running_stats=False")
+    need = {
+        "average": average is not None,
+        "renorm": renorm is not None,
+        "on_nonfinite='raise'": on_nonfinite == "raise",
+        "on_single='population'": on_single == "population",
+    }
+    for option, given in need.items():
+        if given and not layer.track_running_stats:
+            raise ValueError(f"{option} needs running statistics, got track_running_stats=False")

@@ -19,7 +19,7 @@ from evenorm.averages import Exponential
 from evenorm.checks import check, check_count, check_eps
 from evenorm.formulas import Setting, valid_only
 from evenorm.moments import Moments
-from evenorm.renorm import Anchor
+from evenorm.renorm import Anchor, Recalled
 from evenorm.workers import Workers
 
 Maybe = Tensor | None
@@ -66,7 +66,9 @@ def batch_norm(
 
     Raises:
         TypeError: x is not a floating-point tensor.
-        ValueError: shapes that do not fit; one value per channel when training; statistics missing at inference.
+        ValueError: shapes that do not fit; a mask that is not bool; one value per channel, or a mask without any
+            valid position, when training (on a device that would have to be asked, such a batch changes nothing);
+            statistics missing at inference.
 
     Note:
         Statistics and arithmetic are float32 or wider whatever x's dtype; x is centred before it is scaled, so a
@@ -87,7 +89,7 @@ def batch_norm(
         if running_mean is None or running_var is None:
             raise ValueError("Expected running_mean and running_var to be defined when training=False")
         return infer(x, running_mean, running_var, weight, bias, residual, mask, eps, activation)
-    check_count(x)
+    check_count(x, mask=mask)
     y, batch = train(x, weight, bias, residual, mask, None, eps, activation)
     if running_mean is not None and running_var is not None and not updates.recomputing():
         updates.commit_(updates.Running(running_mean, running_var), batch, Exponential(momentum))
@@ -108,8 +110,8 @@ def moments(x: Tensor, *, mask: Maybe = None, channel_dim: int = 1) -> Moments:
         Moments with count (), mean (C,) and m2 (C,), in float64 where the device has it; ``a + b`` merges two.
 
     Raises:
-        TypeError: x is not a floating-point tensor, or mask is not bool.
-        ValueError: a mask of another shape, or a channel_dim that x does not have.
+        TypeError: x is not a floating-point tensor.
+        ValueError: a mask of another shape or dtype, or a channel_dim that x does not have.
 
     >>> import torch, evenorm
     >>> images = torch.rand(8, 28, 28, 3)
@@ -146,6 +148,8 @@ def mask_from_lengths(lengths: Tensor, size: int) -> Tensor:
     tensor([[ True, False, False],
             [ True,  True,  True]])
     """
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths must be a tensor of integers, got {type(lengths).__name__}")
     if lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
     if lengths.dim() != 1:
@@ -162,7 +166,7 @@ def train(
     splits: Sequence[int] | None,
     eps: float,
     activation: str | nn.Module | None,
-    anchor: Anchor | None = None,
+    anchor: Anchor | Recalled | None = None,
     among: Workers | None = None,
 ) -> tuple[Tensor, Moments]:
     """Normalise checked arguments by the batch's own statistics; return y and the moments of each group."""

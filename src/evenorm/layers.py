@@ -20,7 +20,7 @@ from evenorm import functional, updates, workers
 from evenorm.averages import Average, Cumulative, Exponential, Window
 from evenorm.checks import OnNonfinite, OnSingle, check, check_count, check_eps, check_options
 from evenorm.moments import Moments, virtual_batches
-from evenorm.renorm import Anchor, Renorm
+from evenorm.renorm import Anchor, Renorm, recall, remember
 from evenorm.workers import Group
 
 
@@ -136,21 +136,25 @@ class Layer(_NormBase):
         check(input, mean, var, weight, bias, residual, mask)
         by_batch = (self.training and not self.frozen) or (mean is None and var is None)
         check_eps(self.eps, by_batch)
-        if by_batch and self.on_single == "population" and mean is not None and input.numel() == input.shape[1]:
-            by_batch = False  # one value has no variance
+        lonely = self.on_single == "population" and mean is not None
+        if by_batch and lonely and not self.gathers and input.numel() == input.shape[1]:
+            by_batch = False  # one value has no variance; in a `one_update` it may be one of several
         if not by_batch:
             if mean is None or var is None:
                 raise ValueError("running_mean and running_var must both be there or both None, got one of them")
             return functional.infer(input, mean, var, weight, bias, residual, mask, self.eps, self.activation)
         among = workers.among(self.process_group, input, mean) if self.training else None
         if among is None:
-            check_count(input, self.training)
+            check_count(input, self.training, mask, lonely)
         splits = virtual_batches(input.shape[0], self.virtual_batch_size)
-        anchor = self._anchor(mean, var, mask)
+        anchor, again = self._anchor(mean, var, mask), updates.recomputing()
+        tied_to = recall(self, anchor) if anchor is not None and again else anchor
         y, batch = functional.train(
-            input, weight, bias, residual, mask, splits, self.eps, self.activation, anchor, among
+            input, weight, bias, residual, mask, splits, self.eps, self.activation, tied_to, among
         )
-        tracked = self.training and self.track_running_stats and not updates.recomputing()
+        if anchor is not None and not again:
+            remember(self, batch, anchor)
+        tracked = self.training and self.track_running_stats and not again
         if tracked and mean is not None and var is not None:
             self._commit_(mean, var, batch)
         return y
@@ -158,7 +162,7 @@ class Layer(_NormBase):
     def _anchor(self, mean: Tensor | None, var: Tensor | None, mask: Tensor | None) -> Anchor | None:
         """Return what ties a batch to the running statistics, if an option asks for that."""
         batches = self.num_batches_tracked
-        single = mask is not None and self.on_single == "population"
+        single = self.on_single == "population" and (mask is not None or self.gathers)
         if mean is None or var is None or batches is None or not (self.training and (self.renorm or single)):
             return None
         limits = (self.renorm or Renorm(r_max=1.0, d_max=0.0)).limits(batches)
@@ -166,16 +170,17 @@ class Layer(_NormBase):
 
     def _commit_(self, mean: Tensor, var: Tensor, batch: Moments) -> None:
         """Let the batch enter the running statistics, now or at the end of a `one_update`."""
+        get = self._buffers.get
+        bad = get("nonfinite_batches")
+        if self.on_nonfinite == "raise" and bad is not None:
+            pooled = batch.pooled()
+            updates.check_finite_(bad, pooled.mean, pooled.m2, self.name or repr(self))
         if self.gathers:
             batch = batch.pooled()
             self.step = batch if self.step is None else self.step + batch
             return
-        if self.on_nonfinite == "raise":
-            updates.check_finite(batch.pooled(), self.name or repr(self))
-        get = self._buffers.get
-        window = get("window_mean"), get("window_var")
-        running = updates.Running(mean, var, self.num_batches_tracked, *window, get("nonfinite_batches"))
-        updates.commit_(running, batch, self.average, skip_nonfinite=self.on_nonfinite == "skip")
+        running = updates.Running(mean, var, self.num_batches_tracked, get("window_mean"), get("window_var"), bad)
+        updates.commit_(running, batch, self.average, skip_nonfinite=self.on_nonfinite != "propagate")
 
     def finish_step_(self) -> None:
         """Commit what `one_update` gathered, as one batch."""
@@ -223,11 +228,15 @@ class Layer(_NormBase):
         """Load as torch does; a checkpoint without a window fills ours with its running statistics."""
         if isinstance(self._average, Window):
             for name in ("mean", "var"):
-                known = state_dict.get(f"{prefix}running_{name}")
-                if known is not None:
-                    window = known.expand(self._average.size, -1)
-                    state_dict.setdefault(f"{prefix}window_{name}", window)
+                known, ours = state_dict.get(f"{prefix}running_{name}"), self._buffers.get(f"running_{name}")
+                if known is None or ours is None:
+                    continue
+                window = known.expand(self._average.size, -1).clone()
+                window = state_dict.setdefault(f"{prefix}window_{name}", window)
+                if isinstance(ours, UninitializedBuffer):  # torch makes its own buffers as it loads them
+                    self.register_buffer(f"window_{name}", torch.empty_like(window, device=ours.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._widen_statistics(dict(self._buffers))
 
 
 class BatchNorm(Layer, _BatchNorm):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -135,18 +136,31 @@ def _count(x: Tensor, mask: Tensor | None, splits: Sequence[int] | None) -> Tens
 
 
 def _some_value(values: Tensor, valid: Tensor | None, splits: Sequence[int] | None) -> Tensor:
-    """Return a valid value of each group and channel, (G, C), as a constant; 0 where there is none. Any will do."""
-    if splits is not None:  # each group its own: a NaN, or another scale, is no business of its neighbours
-        parts = values.split(list(splits))
-        masks = [None] * len(parts) if valid is None else valid.split(list(splits))
-        return torch.cat([_some_value(*part, None) for part in zip(parts, masks, strict=True)])
+    """Return a valid value of each group and channel, (G, C), as a constant; 0 where there is none. Any will do.
+
+    Each group has its own: a NaN, or another scale, is no business of its neighbours.
+    """
+    groups = 1 if splits is None else len(splits)
     if values.numel() == 0:
-        return values.new_zeros(1, values.shape[1])
+        return values.new_zeros(groups, values.shape[1])
     values = values.detach()
     if valid is None:
-        return values[:1].flatten(1).reshape(1, values.shape[1], -1)[..., 0]
-    largest = torch.where(valid, values, -torch.inf).transpose(0, 1).flatten(1).amax(1)
-    return torch.where(largest == -torch.inf, 0, largest).unsqueeze(0)
+        first = values.reshape(*values.shape[:2], -1)[..., 0]
+        if splits is None:
+            return first[:1]
+        # An empty group gets the 0 that is put behind the last sample.
+        starts = [
+            start if size else len(first)
+            for start, size in zip(accumulate(splits, initial=0), splits, strict=False)
+        ]
+        return torch.cat([first, first.new_zeros(1, first.shape[1])])[starts]
+    largest = torch.where(valid, values, -torch.inf).reshape(*values.shape[:2], -1).amax(2)
+    if splits is None:
+        largest = largest.amax(0, keepdim=True)
+    else:
+        group = _group_of(splits, values).unsqueeze(1).expand_as(largest)
+        largest = largest.new_full((groups, values.shape[1]), -torch.inf).scatter_reduce(0, group, largest, "amax")
+    return torch.where(largest == -torch.inf, 0, largest)
 
 
 def _or_zero(values: Tensor, valid: Tensor | None) -> Tensor:

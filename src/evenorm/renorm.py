@@ -7,13 +7,20 @@ factors r and d that are clipped and take no gradient (docs/math.md, eq. 19 to 2
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from evenorm.moments import Moments, widen
+
+REMEMBERED = (
+    64  # forwards of one layer before their backward: a layer in a loop, micro-batches; each costs 3 C floats
+)
+_remembered: WeakKeyDictionary[object, deque[tuple[Tensor, Anchor]]] = WeakKeyDictionary()  # in no copy, no pickle
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,34 @@ class Anchor(NamedTuple):
     r_max: Tensor
     d_max: Tensor
     replaces_single: bool = False  # a group of one value is normalised by the running statistics altogether
+
+
+class Recalled(NamedTuple):
+    """What a batch may be tied to that checkpointing computes again, when the running statistics have moved on.
+
+    Batches are told apart by their means, which come out with the same bits again.
+    """
+
+    now: Anchor
+    then: tuple[tuple[Tensor, Anchor], ...]
+
+    def of(self, batch: Moments) -> Anchor:
+        """Return the anchor that the batch was tied to. Asks the host."""
+        wanted = batch.mean.nan_to_num()
+        return next((anchor for mean, anchor in self.then if mean.nan_to_num().equal(wanted)), self.now)
+
+
+def remember(layer: object, batch: Moments, anchor: Anchor) -> None:
+    """Keep what a batch is tied to, for as long as the layer lives, until REMEMBERED others have come."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return  # a compiler keeps what it needs by itself; and nothing may leave a transform
+    kept = anchor._replace(mean=anchor.mean.clone(), var=anchor.var.clone())
+    _remembered.setdefault(layer, deque(maxlen=REMEMBERED)).appendleft((batch.mean, kept))
+
+
+def recall(layer: object, anchor: Anchor) -> Recalled:
+    """Return what a layer's batches were tied to; `anchor` for those that nothing is known of."""
+    return Recalled(anchor, tuple(_remembered.get(layer, ())))
 
 
 class Tied(NamedTuple):

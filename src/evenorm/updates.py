@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from evenorm.averages import Average, Cumulative, Window
 from evenorm.engines import cpu
 from evenorm.moments import Moments
+
+_CHECK_FINITE = "(Tensor(a!) nonfinite, Tensor mean, Tensor m2, str layer) -> ()"
 
 
 class Running(NamedTuple):
@@ -38,7 +39,6 @@ def recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-@torch.no_grad()
 def commit_(running: Running, batch: Moments, average: Average, *, skip_nonfinite: bool = True) -> None:
     """Let one batch enter the running statistics, in place (math.md, eq. 10 and 11).
 
@@ -46,29 +46,33 @@ def commit_(running: Running, batch: Moments, average: Average, *, skip_nonfinit
     variance, nor, if `skip_nonfinite`, in channels where the outcome would not be finite.
     """
     if cpu.supports(running.mean) and not isinstance(average, Window):
-        # One call in place of a dozen small operations: at small sizes they would cost more than the kernels.
-        momentum, debias = (math.nan, False) if isinstance(average, Cumulative) else astuple(average)
-        tracked = running.mean, running.var, running.batches
-        cpu.track_(*tracked, batch, momentum, debias, skip_nonfinite, running.nonfinite)
-        return
-    batch = batch.pooled()
+        # One call in place of a dozen small operations, which would cost more than a small layer's kernels.
+        weight = (math.nan, False) if isinstance(average, Cumulative) else (average.momentum, average.debias)
+        mean, var, batches, _, _, nonfinite = running
+        cpu.track_(mean, var, batches, batch, *weight, skip_nonfinite, nonfinite)
+    else:
+        _commit_plainly_(running, batch.pooled(), average, skip_nonfinite)
+
+
+@torch.no_grad()
+def _commit_plainly_(running: Running, batch: Moments, average: Average, skip_nonfinite: bool) -> None:
+    """Do what `commit_` does, in plain torch: its definition, and the way on other devices and for windows."""
     counts = batch.count > 1
-    if running.batches is not None:
-        running.batches.add_(counts)
+    number = None if running.batches is None else running.batches + 1
     new = (batch.mean, batch.variance(correction=1))
     if isinstance(average, Window):
-        moved = _slide_(running, new, average.size, counts, skip_nonfinite)
+        moved, fine = _slide_(running, new, average.size, counts, number, skip_nonfinite)
     else:
-        weight = average.weight(running.batches)
+        weight = average.weight(number)
         moved = (_step(running.mean, new[0], weight), _step(running.var, new[1], weight))
-    allowed = counts
-    if skip_nonfinite:
-        finite = _finite(moved)
-        allowed = counts & finite
-        if running.nonfinite is not None:
-            running.nonfinite.add_(counts & ~finite.all())
+        fine = _finite(moved)
+    allowed = counts & fine if skip_nonfinite else counts
     running.mean.copy_(torch.where(allowed, moved[0], running.mean))
     running.var.copy_(torch.where(allowed, moved[1], running.var))
+    if running.batches is not None:  # a batch that no channel took does not count
+        running.batches.add_(counts & fine.any() if skip_nonfinite else counts)
+    if running.nonfinite is not None and skip_nonfinite:
+        running.nonfinite.add_(counts & ~fine.all())
 
 
 @contextmanager
@@ -86,7 +90,7 @@ def no_update(model: nn.Module) -> Iterator[None]:
     0
     """
     tracking = [
-        module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats
+        module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
     ]
     for layer in tracking:
         layer.track_running_stats = False
@@ -147,10 +151,15 @@ class Gathering(Protocol):
         """Commit what was gathered."""
 
 
-def check_finite(batch: Moments, layer: str) -> None:
-    """Raise if a channel holds NaN or inf. Asks the host; for `on_nonfinite="raise"` only."""
-    bad = (~_finite((batch.mean, batch.m2))).nonzero().flatten().tolist()
+@torch.library.custom_op("evenorm::check_finite_", mutates_args=("nonfinite",), schema=_CHECK_FINITE)
+def check_finite_(nonfinite: Tensor, mean: Tensor, m2: Tensor, layer: str) -> None:
+    """Raise if a channel holds NaN or inf, and count that. Asks the host; for `on_nonfinite="raise"` only.
+
+    An operator, since torch.compile cannot look at values; it changes the counter, else a compiler would drop it.
+    """
+    bad = (~_finite((mean, m2))).nonzero().flatten().tolist()
     if bad:
+        nonfinite.add_(1)
         shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
         raise ValueError(
             f"{layer}: the batch holds NaN or inf in channel {shown}; its running statistics were left alone"
@@ -166,20 +175,25 @@ def _finite(pair: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _slide_(
-    running: Running, new: tuple[Tensor, Tensor], size: int, counts: Tensor, skip_nonfinite: bool
-) -> tuple[Tensor, Tensor]:
-    """Put the batch into its slot of the window, in place, and return the means over the slots in use."""
-    if running.window_mean is None or running.window_var is None or running.batches is None:
-        return running.mean, running.var
+    running: Running, new: tuple[Tensor, Tensor], size: int, counts: Tensor, number: Tensor | None, skip: bool
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Put the batch into its slot of the window, in place.
+
+    Returns the means over the slots in use, and in which channels the batch is finite. One that is to be skipped
+    leaves its channel's slot as it is, or as good as empty, with the mean of the others, where it never held one.
+    """
+    if running.window_mean is None or running.window_var is None or number is None:
+        return (running.mean, running.var), torch.zeros_like(counts)
     window = (running.window_mean, running.window_var)
     entry = (new[0].to(running.mean.dtype), new[1].to(running.var.dtype))
-    if skip_nonfinite:  # a channel that must not count repeats its running value, which moves nothing
-        fine = _finite(entry)
-        entry = (torch.where(fine, entry[0], running.mean), torch.where(fine, entry[1], running.var))
+    fine = _finite(entry)
     slots = torch.arange(size, device=counts.device).unsqueeze(1)
-    here = counts & (slots == (running.batches - 1) % size)
-    in_use = slots < running.batches
-    for slot, value in zip(window, entry, strict=True):
-        slot.copy_(torch.where(here, value, slot))
-    means = [torch.where(in_use, slot.double(), 0).sum(0) / in_use.sum().clamp(min=1) for slot in window]
-    return means[0].to(running.mean.dtype), means[1].to(running.var.dtype)
+    here = counts & (slots == (number - 1) % size)
+    if skip:
+        here = here & fine.any()
+    for slot, value, old in zip(window, entry, (running.mean, running.var), strict=True):
+        kept = torch.where(number > size, slot, old)
+        slot.copy_(torch.where(here, torch.where(fine, value, kept) if skip else value, slot))
+    in_use = slots < number
+    means = [torch.where(in_use, slot.double(), 0).sum(0) / in_use.sum() for slot in window]
+    return (means[0].to(running.mean.dtype), means[1].to(running.var.dtype)), fine

@@ -11,8 +11,8 @@ static double weight_of(const Update& update) {
   const bool cumulative = std::isnan(update.momentum);
   if (!cumulative && !update.debias) return update.momentum;
   if (update.batches == nullptr) return 0;
-  const double batches = double(*update.batches);
-  return cumulative ? 1 / (batches > 1 ? batches : 1) : update.momentum / (1 - std::pow(1 - update.momentum, batches));
+  const double batches = double(*update.batches) + 1;  // with this one
+  return cumulative ? 1 / batches : update.momentum / (1 - std::pow(1 - update.momentum, batches));
 }
 
 struct Pooled {
@@ -48,8 +48,8 @@ void track(const Update& update) {
   double count = 0;
   for (int64_t g = 0; g < update.groups; ++g) count += read(update.count, g, 0);
   if (!(count > 1)) return;  // one value has no unbiased variance
-  if (update.batches != nullptr) *update.batches += 1;
   const double weight = weight_of(update);
+  int64_t skipped = 0;
   for (int64_t c = 0; c < update.channels; ++c) {
     const Pooled batch = pooled(update, c, count);
     const double old_mean = read(update.running_mean, 0, c), old_var = read(update.running_var, 0, c);
@@ -57,12 +57,17 @@ void track(const Update& update) {
     const double var = old_var + weight * (batch.m2 / (count - 1) - old_var);
     const bool finite = stays_finite(mean, update.running_mean.type) && stays_finite(var, update.running_var.type);
     if (update.skip_nonfinite && !finite) {
-      if (update.skipped != nullptr) update.skipped[c * update.skipped_stride] += 1;
+      skipped += 1;
+      if (update.skipped != nullptr && update.skipped_stride != 0) update.skipped[c * update.skipped_stride] += 1;
       continue;
     }
     write(update.running_mean, 0, c, mean);
     write(update.running_var, 0, c, var);
   }
+  // A batch that no channel took does not count.
+  if (update.batches != nullptr && skipped < update.channels) *update.batches += 1;
+  // One counter for all channels counts batches.
+  if (update.skipped != nullptr && update.skipped_stride == 0 && skipped > 0) *update.skipped += 1;
 }
 
 }  // namespace evenorm

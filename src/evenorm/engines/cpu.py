@@ -16,7 +16,7 @@ another layout than x.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -192,7 +192,7 @@ def track_(
         momentum: the weight of the new batch; NaN for a cumulative average.
         debias: take the initial value out of the exponential average.
         skip_nonfinite: leave a channel as it is where the outcome would not be finite.
-        skipped: int64, (C,) or (): incremented once for each channel left as it is.
+        skipped: int64, (C,): incremented for each channel left as it is; or (): for a batch with such a channel.
     """
     _operators.track_.default(
         running_mean,
@@ -365,7 +365,7 @@ def _fake_track(
     return None
 
 
-_FAKES = {
+_FAKES: dict[str, Callable[..., object]] = {
     "moments": _fake_moments,
     "normalize": _fake_normalize,
     "train_forward": _fake_train_forward,
