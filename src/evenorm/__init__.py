@@ -17,13 +17,22 @@ from evenorm.lazy import LazyBatchNorm2d as LazyBatchNorm2d
 from evenorm.lazy import LazyBatchNorm3d as LazyBatchNorm3d
 from evenorm.models.calibrate import calibrate as calibrate
 from evenorm.models.calibration import Calibration as Calibration
+from evenorm.models.convert import Conversion as Conversion
+from evenorm.models.convert import conversion as conversion
+from evenorm.models.convert import convert as convert
+from evenorm.models.convert import revert as revert
+from evenorm.models.fold import Folded as Folded
+from evenorm.models.fold import fold as fold
 from evenorm.models.freeze import freeze as freeze
 from evenorm.models.freeze import unfreeze as unfreeze
 from evenorm.models.merge import merge_statistics as merge_statistics
+from evenorm.models.together import pool_running_statistics_ as pool_running_statistics_
+from evenorm.models.together import set_process_group as set_process_group
 from evenorm.moments import Moments as Moments
 from evenorm.renorm import Renorm as Renorm
 from evenorm.updates import no_update as no_update
 from evenorm.updates import one_update as one_update
+from evenorm.verify import verify_workers as verify_workers
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,8 +41,10 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Calibration",
+    "Conversion",
     "Cumulative",
     "Exponential",
+    "Folded",
     "Info",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
@@ -43,6 +54,9 @@ __all__ = [
     "Window",
     "batch_norm",
     "calibrate",
+    "conversion",
+    "convert",
+    "fold",
     "freeze",
     "info",
     "mask_from_lengths",
@@ -50,5 +64,9 @@ __all__ = [
     "moments",
     "no_update",
     "one_update",
+    "pool_running_statistics_",
+    "revert",
+    "set_process_group",
     "unfreeze",
+    "verify_workers",
 ]

@@ -10,6 +10,7 @@ from torch import nn
 
 from evenorm import layers, lazy
 from evenorm.layers import Layer
+from evenorm.models.walk import kind
 
 OURS: dict[type[nn.Module], type[Layer]] = {
     nn.BatchNorm1d: layers.BatchNorm1d,
@@ -21,17 +22,62 @@ OURS: dict[type[nn.Module], type[Layer]] = {
 }
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
 
+# What only our layers know, and its value where nobody asked for anything.
+DEFAULTS = {name: vars(Layer)[name] for name in Layer.__annotations__ if name in vars(Layer)}
+UNSEEN = ("name", "gathers", "step", "_activation")  # of these, what is looked at elsewhere or concerns no forward
+CURES = {"frozen": "call evenorm.unfreeze first", "_average": "set .average to evenorm.Exponential() first"}
+
 
 def adopt_(layer: nn.Module) -> Layer | None:
-    """Make a torch.nn layer one of ours, in place; None for a class we cannot stand in for.
-
-    Only torch's own classes are taken: a subclass may have overridden anything.
-    """
+    """Make a torch.nn layer one of ours, in place; None for one we cannot stand in for."""
     if isinstance(layer, Layer):
         return layer
-    if type(layer) not in OURS:
+    if why_not_ours(layer):
         return None
     layer.__class__ = OURS[type(layer)]
     assert isinstance(layer, Layer)
     layer.complete_()
     return layer
+
+
+def why_not_ours(layer: nn.Module) -> str:
+    """Say why a layer cannot become one of ours; "" if it can or is one.
+
+    Only torch's own classes are taken: a subclass may have overridden anything.
+    """
+    if isinstance(layer, Layer):
+        return ""
+    if "parametrizations" in layer._modules:
+        return "it carries parametrizations"
+    if type(layer) not in OURS:
+        return f"it is a {kind(layer)}, which may override anything"
+    if "forward" in vars(layer):
+        return "its forward was replaced on the instance"
+    clash = sorted({*DEFAULTS, "activation"} & {*vars(layer), *layer._modules, *layer._buffers})
+    return f"it has an attribute {clash[0]!r}, which means something else to our layer" if clash else ""
+
+
+def release_(layer: Layer) -> None:
+    """Make a layer of ours torch.nn's again, in place, with nothing left of what only ours have."""
+    for name in DEFAULTS:
+        vars(layer).pop(name, None)
+    layer._modules.pop("activation", None)
+    layer._buffers.pop("nonfinite_batches", None)
+    layer._non_persistent_buffers_set.discard("nonfinite_batches")
+    if layer.weight is not None and layer.weight.itemsize < 4:  # torch wants statistics as narrow as the weight
+        for name, buffer in layer._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                layer._buffers[name] = buffer.to(layer.weight.dtype)
+    theirs = THEIRS[type(layer)]
+    layer.__class__ = theirs  # type: ignore[assignment]
+
+
+def why_not_theirs(layer: Layer) -> str:
+    """Say why torch.nn has no layer that does what ours does, the activation apart; "" if it has."""
+    if type(layer) not in THEIRS:
+        return f"torch.nn has no class that does what {kind(layer)} does"
+    for name, default in DEFAULTS.items():
+        if name not in UNSEEN and getattr(layer, name) != default:
+            cure = CURES.get(name, f"set .{name} to {default!r} first")
+            return f"torch.nn has no {name.lstrip('_')}={getattr(layer, name)!r}; {cure}"
+    return ""

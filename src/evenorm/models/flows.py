@@ -1,0 +1,222 @@
+"""What stands before and behind a layer: how data flow through the forwards of a network.
+
+Each module's own forward is followed by torch.fx, its children being leaves, so that one that cannot be followed
+spoils no other. A plain nn.Sequential is gone through as part of whoever calls it. A forward is followed in each
+mode, with optional arguments given and left out; what is to hold has to hold in all of these.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from evenorm.models.intact import remember_random
+from evenorm.models.walk import LeftAloneError, hooked, names, twin
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One module's own forward as graphs, one for each way through it; none where it cannot be followed."""
+
+    module: nn.Module
+    name: str
+    graphs: tuple[fx.Graph, ...]
+    trouble: str = ""
+
+    def called(self, node: object) -> nn.Module | None:
+        """Return the module that a node calls, as it is now; None for any other node."""
+        if not isinstance(node, fx.Node) or node.op != "call_module":
+            return None
+        return self.module.get_submodule(str(node.target))
+
+    @property
+    def forward(self) -> str:
+        """The forward's name for a message."""
+        return f"{type(self.module).__name__}.forward"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a forward at which a module is called."""
+
+    flow: Flow
+    node: fx.Node
+
+    def reader(self) -> fx.Node:
+        """Return the one node that reads the output."""
+        users = list(self.node.users)
+        if len(users) != 1:
+            times = f"in {len(users)} places" if users else "nowhere"
+            raise LeftAloneError(f"its output is read {times} in {self.flow.forward}")
+        if users[0].op == "output":
+            raise LeftAloneError(f"its output leaves {self.flow.forward}")
+        return users[0]
+
+    def only_input(self) -> fx.Node:
+        """Return the node that the call reads, which must be its one argument."""
+        if len(self.node.args) != 1 or self.node.kwargs or not isinstance(self.node.args[0], fx.Node):
+            given = ", ".join(self.node.kwargs) or "several arguments"
+            raise LeftAloneError(f"it is called with {given} in {self.flow.forward}")
+        return self.node.args[0]
+
+
+class Flows:
+    """All flows of a network, and where in them each module is called."""
+
+    def __init__(self, model: nn.Module, modes: Sequence[bool | None] = (True, False)) -> None:
+        """Follow every forward that has batch norm below it; a mode of None leaves each module in its own."""
+        self.names = names(model)
+        self.flows = list(_flows(model, modes, self.names))
+
+    def sites(self, module: nn.Module) -> list[Site]:
+        """Return where a module is called, once for each way through the one forward that calls it.
+
+        Raises:
+            LeftAloneError: it is called in several places, or in none that could be followed.
+        """
+        places = self.names.get(module, [])
+        if len(places) > 1:
+            raise LeftAloneError(f"it is used in several places: {', '.join(places)}")
+        found = [
+            [Site(flow, node) for node in graph.nodes if flow.called(node) is module]
+            for flow in self.flows
+            for graph in flow.graphs
+        ]
+        calls = [sites for sites in found if sites]
+        if any(len(sites) > 1 for sites in calls) or len({sites[0].flow.name for sites in calls}) > 1:
+            raise LeftAloneError("it is called in several places")
+        if not calls:
+            raise LeftAloneError(self._why_not(places[0] if places else ""))
+        flow = calls[0][0].flow
+        if len(calls) < len(flow.graphs):
+            raise LeftAloneError(f"{flow.forward} calls it in one mode or with some arguments only")
+        if self.reads(places[0]):
+            raise LeftAloneError("a forward reads its parameters or buffers directly")
+        return [sites[0] for sites in calls]
+
+    def reads(self, name: str) -> bool:
+        """Tell whether any forward reads an attribute below a module, instead of calling it."""
+        return any(
+            f"{flow.name}.{node.target}".lstrip(".").startswith(f"{name}.")
+            for flow in self.flows
+            for graph in flow.graphs
+            for node in graph.nodes
+            if node.op == "get_attr"
+        )
+
+    def _why_not(self, name: str) -> str:
+        """Say why nobody is seen to call a module: the nearest forward around it that could not be followed."""
+        around = [
+            flow for flow in self.flows if flow.trouble and f"{name}.".startswith(f"{flow.name}.".lstrip("."))
+        ]
+        if not around:
+            return "no forward is seen to call it"
+        nearest = max(around, key=lambda flow: len(flow.name))
+        return f"{nearest.forward} cannot be followed ({nearest.trouble})"
+
+
+class _Tracer(fx.Tracer):
+    """Goes through one forward and the plain Sequentials that it calls; all other modules are leaves."""
+
+    def __init__(self, originals: dict[nn.Module, nn.Module]) -> None:
+        super().__init__()
+        self.originals = originals
+        self.entered: list[nn.Module] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if not plain_sequential(self.originals[m]):
+            return True
+        self.entered.append(self.originals[m])
+        return False
+
+
+def plain_sequential(module: nn.Module) -> bool:
+    """Tell whether a module calls its children one after the other and nobody looks at the whole."""
+    ordinary = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    return ordinary and "forward" not in vars(module) and not hooked(module)
+
+
+def _flows(model: nn.Module, modes: Sequence[bool | None], places: dict[nn.Module, list[str]]) -> Iterator[Flow]:
+    """Yield the flows, outer forwards before inner ones."""
+    try:
+        clone = twin(model, hooks=False)
+    except Exception:  # then only plain Sequentials can be followed: on the network itself, as they do nothing else
+        clone, modes = model, (None,)
+    originals = {module: model.get_submodule(name) for name, module in clone.named_modules()}
+    entered: set[nn.Module] = set()  # Sequentials that a forward calls, and is followed through
+    called: set[nn.Module] = set()
+    for name, module in clone.named_modules():
+        original = originals[module]
+        if not _has_own_forward(original):
+            continue
+        if isinstance(original, fx.GraphModule):
+            yield Flow(original, name, (original.graph,))
+        elif clone is model and not plain_sequential(original):
+            yield Flow(original, name, (), "the network cannot be copied")
+        elif plain_sequential(original) and (original in entered or _taken_apart(original, called, places)):
+            continue
+        else:
+            tracer = _Tracer(originals)
+            flow = _follow(tracer, module, name, modes)
+            if flow.graphs:
+                entered.update(tracer.entered)
+                called.update(filter(None, (flow.called(node) for graph in flow.graphs for node in graph.nodes)))
+            yield flow
+
+
+def _taken_apart(sequential: nn.Module, called: set[nn.Module], places: dict[nn.Module, list[str]]) -> bool:
+    """Tell whether a forward around a Sequential calls its children one by one, as a list."""
+    return any(child in called and len(places[child]) == 1 for child in sequential.children())
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    """Tell whether a module has a forward of its own that may call batch norm."""
+    if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential):
+        return False  # torch's layers and its lists, which call nothing of ours
+    inside = any(isinstance(child, _BatchNorm) for child in module.modules() if child is not module)
+    return inside and type(module).forward is not nn.Module.forward
+
+
+def _follow(tracer: _Tracer, module: nn.Module, name: str, modes: Sequence[bool | None]) -> Flow:
+    """Follow one forward in every mode, with its optional arguments given and left out."""
+    original = tracer.originals[module]
+    if "forward" in vars(module):
+        return Flow(original, name, (), "it was replaced on the instance")
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    optional = {p.name: p.default for p in parameters if p.default is not p.empty}
+    graphs: dict[str, fx.Graph] = {}
+    for mode in modes:
+        if mode is not None:
+            for part in module.modules():
+                part.training = mode
+        trouble = ""
+        ways: list[dict[str, Any] | None] = [None, optional] if optional else [None]
+        found = 0
+        for given in ways:
+            try:
+                graph = _trace(tracer, module, given)
+            except Exception as error:
+                trouble = trouble or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+                continue
+            graphs[str(graph)] = graph
+            found += 1
+        if not found:
+            return Flow(original, name, (), trouble)
+    return Flow(original, name, tuple(graphs.values()))
+
+
+def _trace(tracer: _Tracer, module: nn.Module, given: dict[str, Any] | None) -> fx.Graph:
+    """Trace a forward; random numbers that it draws are given back."""
+    restore_random = remember_random()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return tracer.trace(module, concrete_args=given)
+    finally:
+        restore_random()
