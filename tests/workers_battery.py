@@ -1,0 +1,428 @@
+"""What worker processes run for test_workers: each check compares this worker with one process on all the data.
+
+A check is a function of (rank, world) in `CHECKS`; it asserts. Everything is drawn from fixed seeds, so that every
+worker knows the whole batch and its own part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import evenorm
+from evenorm import workers
+
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 1e-2}
+CHECKS: dict[str, Callable[[int, int], None]] = {}
+
+
+def check(function: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def main(rank: int, world: int, folder: str) -> None:
+    """Run all checks in one process group; leave their outcomes in a file."""
+    torch.set_num_threads(1)
+    start(rank, world, folder)
+    outcomes = {}
+    for name, function in CHECKS.items():
+        try:
+            function(rank, world)
+            outcomes[name] = ""
+        except BaseException:
+            outcomes[name] = traceback.format_exc()
+            break  # the others would wait for this worker in the next collective
+    (Path(folder) / f"outcome-{world}-{rank}.json").write_text(json.dumps(outcomes))
+    os._exit(0)  # not through gloo's destructors, which wait for workers that failed
+
+
+def start(rank: int, world: int, folder: str, seconds: float = 60) -> None:
+    store = dist.FileStore(f"{folder}/store-{world}", world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=seconds))
+
+
+def layer(dtype: torch.dtype, channels: int = 4, **options: object) -> evenorm.BatchNorm:
+    made = evenorm.BatchNorm(channels, dtype=dtype, **options)
+    with torch.no_grad():
+        made.weight.copy_(torch.tensor([1.0, -0.5, 2.0, 0.0])[:channels])
+        made.bias.copy_(torch.tensor([0.5, 0.0, -1.0, 1.0])[:channels])
+    return made
+
+
+def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    if found.numel():
+        scale = expected.double().abs().max().clamp(min=1)
+        assert (found.double() - expected.double()).abs().max() <= TOLERANCE[dtype] * 4 * scale
+
+
+def same_everywhere(tensor: Tensor) -> None:
+    world = dist.get_world_size()
+    copies = [torch.empty_like(tensor) for _ in range(world)]
+    dist.all_gather(copies, tensor.contiguous())
+    assert all(torch.equal(copy.nan_to_num(7), tensor.nan_to_num(7)) for copy in copies)
+
+
+def compare(rank: int, parts: list[int], dtype: torch.dtype, masked: bool = False, **options: object) -> None:
+    """Train one step on this worker's part, and on the whole in one process; all must agree."""
+    samples = sum(parts)
+    x, residual, dy = (draw(samples, 4, 3, 3, dtype=dtype, seed=seed) for seed in range(3))
+    mask = draw(samples, 3, 3, dtype=torch.float64, seed=3) > 0 if masked else None
+    together, alone = layer(torch.float64 if dtype is torch.float64 else torch.float32, **options), None
+    alone = layer(
+        together.weight.dtype, **{name: value for name, value in options.items() if name != "process_group"}
+    )
+
+    def run(module: nn.Module, *given: Tensor | None) -> list[Tensor]:
+        x, residual, mask, dy = given
+        x, residual = x.clone().requires_grad_(), residual.clone().requires_grad_()
+        y = module(x, residual=residual, mask=mask)
+        return [y, *torch.autograd.grad(y, [x, residual, module.weight, module.bias], dy)]
+
+    mine = [None if whole is None else whole.split(parts)[rank] for whole in (x, residual, mask, dy)]
+    found, expected = run(together, *mine), run(alone, x, residual, mask, dy)
+    for index in range(3):
+        near(found[index], expected[index].split(parts)[rank], dtype)
+    for index in (3, 4):
+        dist.all_reduce(found[index])
+        near(found[index], expected[index], dtype)
+    for name, buffer in together.named_buffers():
+        near(buffer, alone.get_buffer(name), torch.float32 if dtype is torch.bfloat16 else dtype)
+        same_everywhere(buffer)
+
+
+def uneven(world: int) -> list[int]:
+    return [3, 7, 2][:world]
+
+
+@check
+def equal_parts(rank: int, world: int) -> None:
+    for dtype in TOLERANCE:
+        compare(rank, [4] * world, dtype, process_group="world", activation="silu")
+
+
+@check
+def uneven_parts_with_every_option(rank: int, world: int) -> None:
+    for options in (
+        {"activation": "relu"},
+        {"average": evenorm.Exponential(0.1, debias=True)},
+        {"average": evenorm.Cumulative()},
+        {"average": evenorm.Window(2)},
+        {"renorm": evenorm.Renorm(start=0, r_steps=0, d_steps=0), "activation": "gelu"},
+        {"on_single": "population"},
+        {"on_nonfinite": "propagate"},
+    ):
+        compare(rank, uneven(world), torch.float64, process_group="world", **options)
+
+
+@check
+def a_group_object(rank: int, world: int) -> None:
+    compare(rank, uneven(world), torch.float64, process_group=dist.group.WORLD)
+
+
+@check
+def masks_count_exactly(rank: int, world: int) -> None:
+    for dtype in (torch.float32, torch.float64):
+        compare(rank, uneven(world), dtype, masked=True, process_group="world", activation="relu")
+
+
+@check
+def an_empty_worker(rank: int, world: int) -> None:
+    parts = [0] + [5] * (world - 1)
+    for dtype in TOLERANCE:
+        compare(rank, parts, dtype, process_group="world")
+
+
+@check
+def all_workers_empty(rank: int, world: int) -> None:
+    empty = layer(torch.float32, process_group="world")
+    before = {name: buffer.clone() for name, buffer in empty.named_buffers()}
+    x = torch.empty(0, 4, 3, requires_grad=True)
+    empty(x).sum().backward()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in empty.named_buffers())
+
+
+@check
+def one_value_per_channel_and_worker(rank: int, world: int) -> None:
+    x = draw(world, 4, dtype=torch.float64)
+    together, alone = layer(torch.float64, process_group="world"), layer(torch.float64)
+    near(together(x[rank : rank + 1]), alone(x)[rank : rank + 1], torch.float64)
+    near(together.running_var, alone.running_var, torch.float64)
+
+
+@check
+def images_of_different_sizes(rank: int, world: int) -> None:
+    sizes = [300, 500, 20][:world]
+    images = [draw(1, 3, size, size, dtype=torch.float32, seed=size) for size in sizes]
+    together, alone = layer(torch.float32, 3, process_group="world"), layer(torch.float32, 3)
+    y = together(images[rank])
+    whole = alone(torch.cat([image.flatten(2) for image in images], dim=2))
+    near(y.flatten(2), whole.split([size * size for size in sizes], dim=2)[rank], torch.float32)
+    near(together.running_var, alone.running_var, torch.float32)
+
+
+@check
+def sums_shifted_by_the_running_mean(rank: int, world: int) -> None:
+    kept, workers.GATHER_UP_TO = workers.GATHER_UP_TO, 1
+    try:
+        for dtype in (torch.float32, torch.float64):
+            compare(rank, uneven(world), dtype, process_group="world", activation="silu")
+    finally:
+        workers.GATHER_UP_TO = kept
+
+
+@check
+def nonfinite_batches_are_skipped_everywhere(rank: int, world: int) -> None:
+    together = layer(torch.float32, process_group="world")
+    x = draw(4, 4, 3, dtype=torch.float32)
+    if rank == 0:
+        x[0, 1, 0] = torch.nan
+    together(x)
+    assert together.running_var[1] == 1
+    assert (together.running_var != 1).sum() == 3
+    assert together.nonfinite_batches == 1
+    same_everywhere(together.running_mean)
+
+
+@check
+def micro_batches_count_once(rank: int, world: int) -> None:
+    together, alone = (layer(torch.float64, process_group=group) for group in ("world", None))
+    x = draw(world, 2, 5, 4, dtype=torch.float64)
+    with evenorm.one_update(together):
+        for part in range(2):
+            together(x[rank, part])
+    alone(x.flatten(0, 2))
+    near(together.running_mean, alone.running_mean, torch.float64)
+    near(together.running_var, alone.running_var, torch.float64)
+    assert together.num_batches_tracked == 1
+
+
+@check
+def second_derivatives(rank: int, world: int) -> None:
+    parts = uneven(world)
+    x, dy, ddx = (draw(sum(parts), 4, 3, dtype=torch.float64, seed=seed) for seed in range(3))
+
+    def twice(module: nn.Module, x: Tensor, dy: Tensor, ddx: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        (dx,) = torch.autograd.grad(module(x), x, dy, create_graph=True)
+        return torch.autograd.grad(dx, x, ddx)[0]
+
+    mine = [whole.split(parts)[rank] for whole in (x, dy, ddx)]
+    found = twice(layer(torch.float64, process_group="world", activation="silu"), *mine)
+    near(found, twice(layer(torch.float64, activation="silu"), x, dy, ddx).split(parts)[rank], torch.float64)
+
+
+@check
+def compiled_in_one_graph(rank: int, world: int) -> None:
+    parts = uneven(world)
+    x, dy = (draw(sum(parts), 4, 3, dtype=torch.float64, seed=seed) for seed in range(2))
+    together, alone = layer(torch.float64, process_group="world"), layer(torch.float64)
+    compiled = torch.compile(together, fullgraph=True, backend="aot_eager")
+    mine, whole = x.split(parts)[rank].clone().requires_grad_(), x.clone().requires_grad_()
+    y = compiled(mine)
+    y.backward(dy.split(parts)[rank])
+    expected = alone(whole)
+    expected.backward(dy)
+    near(y, expected.split(parts)[rank], torch.float64)
+    near(mine.grad, whole.grad.split(parts)[rank], torch.float64)
+    near(together.running_var, alone.running_var, torch.float64)
+
+
+@check
+def checkpointing_pools_again_and_updates_once(rank: int, world: int) -> None:
+    for reentrant in (True, False):
+        together, alone = layer(torch.float64, process_group="world"), layer(torch.float64)
+        x = draw(4 * world, 4, 3, dtype=torch.float64)
+        dy = draw(4 * world, 4, 3, dtype=torch.float64, seed=1)
+        mine, whole = x.chunk(world)[rank].clone().requires_grad_(), x.clone().requires_grad_()
+        checkpoint(together, mine, use_reentrant=reentrant).backward(dy.chunk(world)[rank])
+        alone(whole).backward(dy)
+        near(mine.grad, whole.grad.chunk(world)[rank], torch.float64)
+        near(together.running_var, alone.running_var, torch.float64)
+        assert together.num_batches_tracked == 1
+
+
+@check
+def ddp_with_two_forwards_before_a_backward(rank: int, world: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), layer(torch.float32, process_group="world"), nn.Linear(4, 1))
+    parallel = DistributedDataParallel(model)
+    x = draw(2, 8 * world, 3, dtype=torch.float32)
+    (parallel(x[0].chunk(world)[rank]) - parallel(x[1].chunk(world)[rank])).square().mean().backward()
+    assert model[0].weight.grad.abs().sum() > 0
+    assert model[1].num_batches_tracked == 2
+    for parameter in model.parameters():
+        same_everywhere(parameter.grad)
+    for buffer in model.buffers():
+        same_everywhere(buffer)
+
+
+@check
+def fully_sharded(rank: int, world: int) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), layer(torch.float32, process_group="world"), nn.Linear(4, 1))
+    reference = nn.Sequential(nn.Linear(3, 4), layer(torch.float32), nn.Linear(4, 1))
+    reference.load_state_dict(model.state_dict())
+    fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+    x = draw(8 * world, 3, dtype=torch.float32)
+    y = model(x.chunk(world)[rank])
+    y.square().mean().backward()
+    near(y, reference(x).chunk(world)[rank], torch.float32)
+    near(model[1].running_var, reference[1].running_var, torch.float32)
+
+
+@check
+def no_communication_where_nothing_is_pooled(rank: int, world: int) -> None:
+    sent = []
+    originals = {name: getattr(dist, name) for name in ("all_gather_into_tensor", "all_reduce")}
+    for name, original in originals.items():
+        setattr(
+            dist, name, lambda *given, _original=original, **named: sent.append(1) or _original(*given, **named)
+        )
+    try:
+        together, x = layer(torch.float32, process_group="world"), draw(4, 4, 3, dtype=torch.float32)
+        together(x.requires_grad_()).square().sum().backward()
+        assert len(sent) == 2, "one message forward, one backward"
+        together.eval()(x).square().sum().backward()
+        evenorm.freeze(together).train()(x).square().sum().backward()
+        one = dist.new_subgroups(group_size=1)[0]
+        layer(torch.float32, process_group=one)(x)
+        assert len(sent) == 2
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+
+
+@check
+def many_steps_without_drift(rank: int, world: int) -> None:
+    together = layer(torch.float32, process_group="world")
+    generator = torch.Generator().manual_seed(rank)
+    with torch.no_grad():
+        for _ in range(10_000 if world == 2 else 1_000):
+            samples = int(torch.randint(0, 4, (), generator=generator))
+            together(torch.randn(samples, 4, generator=generator) * 3 + 100)
+    same_everywhere(together.running_mean)
+    same_everywhere(together.running_var)
+    same_everywhere(together.num_batches_tracked)
+    assert (together.running_mean - 100).abs().max() < 10
+
+
+@check
+def running_statistics_become_one(rank: int, world: int) -> None:
+    model = nn.Sequential(evenorm.BatchNorm1d(3, momentum=None), nn.BatchNorm1d(3, momentum=None))
+    data = draw(world, 500, 3, dtype=torch.float32) * torch.arange(1, world + 1).view(-1, 1, 1)
+    model(data[rank])
+    evenorm.pool_running_statistics_(model)
+    same_everywhere(model[0].running_var)
+    same_everywhere(model[1].running_mean)
+    expected = data.double().flatten(0, 1)
+    torch.testing.assert_close(model[0].running_mean.double(), expected.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model[0].running_var.double(), expected.var(0), rtol=5e-3, atol=0)
+
+
+@check
+def a_group_without_this_worker(rank: int, world: int) -> None:
+    others = dist.new_group([0])
+    if rank == 0:
+        return
+    told = _message(lambda: layer(torch.float32, process_group=others)(draw(4, 4, dtype=torch.float32)))
+    assert "ValueError" in told
+    assert "not in the layer's process_group" in told
+
+
+@check
+def verified_workers_that_agree(rank: int, world: int) -> None:
+    together = layer(torch.float32, process_group="world")
+    with evenorm.verify_workers(together, timeout=20):
+        for _ in range(3):
+            together(draw(4, 4, dtype=torch.float32))
+    assert together.num_batches_tracked == 3
+
+
+def diverge(rank: int, how: str) -> None:
+    """Do on rank 1 something else than on the others, under verification."""
+    channels = 3 if rank == 1 and how == "channels" else 4
+    first, second = (layer(torch.float32, channels, process_group="world") for _ in range(2))
+    model = nn.Sequential(first, second)
+    x = draw(4, channels, dtype=torch.float32)
+    with evenorm.verify_workers(model, timeout=5):
+        if how != "channels":
+            model(x)
+        if rank == 1 and how == "mode":
+            second.eval()
+        if rank == 1 and how == "skips":
+            return
+        if rank == 1 and how == "raises":
+            raise KeyError("a fault of its own")
+        if rank == 1 and how == "dtype":
+            x = x.double()
+        model = second if rank == 1 and how == "order" else model
+        model(x)
+
+
+@check
+def workers_that_diverge_are_named(rank: int, world: int) -> None:
+    for how, words in {
+        "mode": ("diverged at pooling number 4", "layer 1", "eval mode"),
+        "dtype": ("diverged at pooling number 3", "torch.float64"),
+        "order": ("diverged at pooling number 3", "layer 0", "layer 1"),
+        "channels": ("diverged at pooling number 1", "3 channels", "4 channels"),
+        "skips": ("left the block",),
+        "raises": ("stopped with KeyError",),
+    }.items():
+        told = _message(lambda how=how: diverge(rank, how))
+        if rank == 1 and how in ("skips", "raises"):
+            assert told == {"skips": "", "raises": "KeyError: 'a fault of its own'"}[how]
+        else:
+            assert all(word in told for word in words), f"{how}: {told}"
+        dist.barrier()
+
+
+def _message(run: Callable[[], object]) -> str:
+    try:
+        run()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def killed(rank: int, world: int, folder: str) -> None:
+    """Rank 1 dies in mid-training; rank 0 must be told within the timeout. Not a check: it ends the group."""
+    import signal
+
+    torch.set_num_threads(1)
+    start(rank, world, folder, seconds=20)
+    together = layer(torch.float32, process_group="world")
+    together(draw(4, 4, dtype=torch.float32))
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        with evenorm.verify_workers(together, timeout=3):
+            together(draw(4, 4, dtype=torch.float32))
+        outcome = "went on"
+    except RuntimeError as error:
+        outcome = str(error)
+    try:
+        together(draw(4, 4, dtype=torch.float32))
+        bare = "went on"
+    except RuntimeError as error:
+        bare = str(error)
+    (Path(folder) / "killed.json").write_text(json.dumps({"verified": outcome, "bare": bare}))
+    os._exit(0)
