@@ -1,0 +1,121 @@
+"""Run batches of any kind through a network of any signature, and say where it went wrong."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evenorm.models.walk import shown
+
+Forward = Callable[[nn.Module, Any], Any]
+
+# What a network raises when it is given what it does not fit. Anything else is not about the batch and passes.
+MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError)
+
+
+class DataError(ValueError):
+    """Data that statistics cannot be taken from; says why, and where."""
+
+
+def forward_by_default(model: nn.Module, batch: Any) -> Any:
+    """Call a network with a batch, on the network's device.
+
+    A tensor is its input. Of a tuple or list it gets the first entries, as many as it cannot do without and at
+    least one: the others are labels. Of a dict it gets the entries that its ``forward`` has arguments for.
+
+    Raises:
+        TypeError: another kind of batch, or one without tensors in those places.
+    """
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
+    if isinstance(batch, Tensor):
+        positional = [batch]
+    elif isinstance(batch, (tuple, list)):
+        positional = list(batch[: max(_required(model), 1)])
+    elif isinstance(batch, Mapping):
+        named = {key: batch[key] for key in _accepted(model, batch)}
+    if not any(isinstance(value, Tensor) for value in (*positional, *named.values())):
+        raise TypeError(
+            "a batch must be a tensor, a tuple that starts with the network's inputs, or a dict of its arguments, "
+            f"got a {_described(batch)}; for others give forward=, a function of model and batch"
+        )
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return model(
+        *(_moved(value, device) for value in positional),
+        **{key: _moved(value, device) for key, value in named.items()},
+    )
+
+
+def run(model: nn.Module, batch: Any, number: int, forward: Forward | None) -> None:
+    """Run one batch through a network.
+
+    Raises:
+        ValueError: the network does not take the batch, naming the innermost layer that complained.
+    """
+    alone = model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model
+    try:
+        (forward or forward_by_default)(alone, batch)
+    except (DataError, torch.OutOfMemoryError):
+        raise
+    except MISFITS as error:
+        name, layer = _innermost(model, error)
+        where = f"{name} ({type(layer).__name__})" if layer is not None else "forward"
+        raise ValueError(
+            f"batch {number}, a {_described(batch)}, could not be run: {where} raised {type(error).__name__}: "
+            f"{error}; nothing was changed"
+        ) from error
+
+
+def _required(model: nn.Module) -> int:
+    """Return how many positional arguments a network cannot do without."""
+    return sum(
+        parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        for parameter in _parameters(model)
+    )
+
+
+def _accepted(model: nn.Module, batch: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a batch that a network's forward has arguments for."""
+    parameters = _parameters(model)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return list(batch)
+    named = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL}
+    return [key for key in batch if key in named]
+
+
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps takes anything
+    return list(inspect.signature(model.forward).parameters.values())
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def _described(batch: Any) -> str:
+    """Say what a batch is, in a few words."""
+    if isinstance(batch, Tensor):
+        return f"tensor {tuple(batch.shape)}"
+    if isinstance(batch, (tuple, list)):
+        return f"{type(batch).__name__} of ({', '.join(map(_described, batch[:4]))}{', ...' * (len(batch) > 4)})"
+    if isinstance(batch, Mapping):
+        return f"dict with the keys {', '.join(map(str, batch)) or '(none)'}"
+    return type(batch).__name__
+
+
+def _innermost(model: nn.Module, error: BaseException) -> tuple[str, nn.Module | None]:
+    """Return the innermost layer of a network whose code an error went through, by name."""
+    names = {id(module): shown(name) for name, module in model.named_modules()}
+    found: tuple[str, nn.Module | None] = "", None
+    trace = error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if id(owner) in names:
+            found = names[id(owner)], owner
+        trace = trace.tb_next
+    return found
