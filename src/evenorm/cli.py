@@ -29,7 +29,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         return 130
     except BrokenPipeError:  # the reader, `head` say, has seen enough; nothing is left to flush into
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1  # as typer has it where it meets the closed pipe itself
     except ModuleNotFoundError as error:
         if debug or (error.name or "").startswith("evenorm"):
             raise

@@ -27,8 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-lab = typer.Typer(help="Measure the claims made for batch norm on real data.", no_args_is_help=True)
-app.add_typer(lab, name="lab")
+lab = typer.Typer(no_args_is_help=True)
+app.add_typer(lab, name="lab", help="Measure the claims made for batch norm on real data.")
 
 QUICK_SEEDS, SEEDS = 4, 10
 
@@ -40,6 +40,16 @@ Seeds = Annotated[int | None, typer.Option(help=f"Paired seeds. [default: {SEEDS
 Jobs = Annotated[int, typer.Option(help="Stacks of trials trained at the same time, one thread each.")]
 Out = Annotated[Path, typer.Option(help="The folder of trials and report.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@lab.callback()
+def needs() -> None:
+    """Refuse to begin what a missing package would stop at its end."""
+    from importlib.util import find_spec
+
+    for name in ("jinja2", "joblib", "plotly", "rich", "scipy", "sklearn"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 @lab.command("list")

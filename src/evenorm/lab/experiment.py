@@ -47,4 +47,5 @@ class Experiment:
     plan: Callable[[Scale], list[Trial]]  # every trial the analysis reads
     train: Callable[[Sequence[Trial]], list[Record]]  # one stack: trials that differ in seed and rate alone
     analyse: Callable[[Mapping[Trial, Record], Scale], Analysis]
+    cost: float = 1.0  # of one step of one member, in units of `speed`'s: for the order of stacks and the time left
     stack_size: int = 16  # members of a stack: below some 13 overhead rules, above some 30 the caches do

@@ -176,8 +176,8 @@ def _analyse(
 
 
 def _work(trials: Sequence[Trial]) -> float:
-    """Return how much work the trials are: their steps, where they have any."""
-    return float(sum(dict(trial.settings).get("steps", 1) for trial in trials))  # type: ignore[misc]
+    """Return how much work the trials are: their steps, where they have any, at their experiment's cost."""
+    return sum(EXPERIMENTS[trial.experiment].cost * float(dict(trial.settings).get("steps", 1)) for trial in trials)
 
 
 @contextmanager

@@ -337,4 +337,4 @@ def _table(runs: Sequence[Record]) -> Table:
     return Table("After training, mean over seeds", columns, tuple(rows))
 
 
-EXPERIMENT = Experiment(NAME, TITLE, CLAIM, plan, train, analyse, stack_size=5)
+EXPERIMENT = Experiment(NAME, TITLE, CLAIM, plan, train, analyse, cost=4.0, stack_size=5)

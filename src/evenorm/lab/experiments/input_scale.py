@@ -264,4 +264,4 @@ def _table(grid: Grid, best: Mapping[str, Cell], usable: Mapping[str, Sequence[f
     return Table("Each arm at its best rate", columns, tuple(rows))
 
 
-EXPERIMENT = Experiment(NAME, TITLE, CLAIM, plan, train, analyse, stack_size=64)
+EXPERIMENT = Experiment(NAME, TITLE, CLAIM, plan, train, analyse, cost=0.15, stack_size=64)

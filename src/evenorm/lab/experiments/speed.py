@@ -72,7 +72,7 @@ PUBLISHED = (
 
 def plan(scale: Scale) -> list[Trial]:
     """Both arms over all rates, for the pilot seeds and the paired ones."""
-    rates = RATES[2:] if scale.quick else RATES
+    rates = RATES[3:] if scale.quick else RATES
     steps = settings(steps=1000 if scale.quick else 3000)
     seeds = (*PILOT_SEEDS, *scale.paired)
     return [Trial(NAME, 1, arm, seed, rate, steps) for arm in ARMS for rate in rates for seed in seeds]

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evenorm.cli
+from evenorm.lab import run
+from evenorm.lab.experiment import Scale
+from evenorm.lab.experiments import EXPERIMENTS
+from evenorm.lab.results import Analysis, Claim, Endpoint, Verdict
+from evenorm.lab.store import Store
+
+SOURCE = Path(__file__).parent.parent / "src"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+
+
+def call(*arguments: str) -> int:
+    """Run a command in this process and return its exit status."""
+    with pytest.raises(SystemExit) as exit_:
+        evenorm.cli.main(arguments)
+    return int(exit_.value.code or 0)
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+
+
+ENDPOINT = Endpoint(
+    name="[steps]", unit="doublings", estimate=3.25, low=3.0, high=3.5, p_value=0.002, margin=1.0,
+    verdict=Verdict.REPRODUCED, seeds=10, favours="more", would_change="less",
+)  # fmt: skip
+ANALYSIS = Analysis(
+    experiment="speed", title="Speed", claim=Claim("속도", "speed", "the document", "how fast?"), protocol="p",
+    rule="r", verdict=Verdict.REPRODUCED, answer="Ten times.", endpoints=(ENDPOINT,), figures=(), published=(),
+    command="evenorm lab run speed",
+)  # fmt: skip
+
+
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """A lab whose runs are finished before they begin."""
+    calls: list[tuple[object, ...]] = []
+
+    def instantly(*arguments: object) -> list[Analysis]:
+        calls.append(arguments)
+        return [ANALYSIS]
+
+    monkeypatch.setattr(run, "run", instantly)
+    monkeypatch.setattr(run, "report", instantly)
+    monkeypatch.setattr(run, "write", lambda analyses, folder: folder / "report.html")
+    return calls
+
+
+def test_list_shows_questions_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("lab", "list", "--out", str(tmp_path)) == 0
+    output = capsys.readouterr().out
+    for name, experiment in EXPERIMENTS.items():
+        assert name in output
+        assert f"0 of {len(experiment.plan(Scale(10)))}" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list_as_json_counts_what_is_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(tmp_path)
+    store.prepare(["inference"])
+    store.save(EXPERIMENTS["inference"].plan(Scale(3))[0], {})
+    assert call("lab", "list", "--json", "--seeds", "3", "--out", str(tmp_path)) == 0
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert (listed["inference"]["stored"], listed["inference"]["trials"]) == (1, 3)
+    assert listed["speed"]["stored"] == 0
+
+
+@pytest.mark.parametrize("command", ["run", "report"])
+def test_run_and_report_print_verdicts_and_path(
+    command: str, finished: list[tuple[object, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("lab", command, "speed", "--out", str(tmp_path)) == 0
+    output = capsys.readouterr().out
+    assert "REPRODUCED" in output
+    assert "[steps]" in output  # square brackets are text, not markup
+    assert "3.25 (3 to 3.5)" in output
+    assert f"report: {tmp_path / 'report.html'}" in output
+
+
+@pytest.mark.parametrize("command", ["run", "report"])
+def test_json_is_json(
+    command: str, finished: list[tuple[object, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("lab", command, "--json", "--out", str(tmp_path)) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["report"] == str(tmp_path / "report.html")
+    assert content["experiments"][0]["verdict"] == "REPRODUCED"
+    assert content["experiments"][0]["endpoints"][0]["low"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], Scale(10, quick=False)),
+        (["--quick"], Scale(4, quick=True)),
+        (["--seeds", "20"], Scale(20, quick=False)),
+        (["--quick", "--seeds", "2"], Scale(2, quick=True)),
+    ],
+)
+def test_options_make_the_scale(
+    options: list[str], expected: Scale, finished: list[tuple[object, ...]], tmp_path: Path
+) -> None:
+    assert call("lab", "run", "speed", *options, "--jobs", "1", "--out", str(tmp_path)) == 0
+    ((experiments, scale, store, jobs),) = finished
+    assert (experiments, scale, jobs) == ([EXPERIMENTS["speed"]], expected, 1)
+    assert isinstance(store, Store)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["lab", "run", "sped"], "no experiment named 'sped'; choose from speed, input-scale, inference"),
+        (["lab", "report", "sped"], "no experiment named 'sped'"),
+        (["lab", "run", "--seeds", "1"], "--seeds must lie between 2"),
+        (["lab", "run", "--seeds", "0"], "--seeds must lie between 2"),
+        (["lab", "list", "--seeds", "-3"], "--seeds must lie between 2"),
+        (["lab", "run", "--jobs", "0"], "--jobs is the number of stacks"),
+        (["lab", "run", "--seeds", "many"], "--seeds"),
+        (["lab", "fly"], "fly"),
+        (["lab", "run", "--fly"], "--fly"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path)] if "fly" not in arguments else []
+    assert call(*arguments, *out) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_results_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results").write_text("a file, not a folder")
+    assert call("lab", "run", "speed", "--out", str(tmp_path / "results")) == 2
+    captured = capsys.readouterr()
+    assert str(tmp_path / "results") in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_report_without_trials_names_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("lab", "report", "speed", "--quick", "--out", str(tmp_path)) == 2
+    captured = capsys.readouterr()
+    assert f"evenorm lab run speed --quick --seeds 4 --out {tmp_path}" in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "run", full)
+    assert call("lab", "run", "--out", str(tmp_path)) == 2
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
+    for arguments in (["lab", "run", "sped", "--debug"], ["--debug", "lab", "run", "sped"]):
+        with pytest.raises(ValueError, match="sped"):
+            evenorm.cli.main([*arguments, "--out", str(tmp_path)])
+
+
+def test_our_own_faults_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*arguments: object) -> None:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(run, "run", fault)
+    with pytest.raises(AssertionError, match="a bug"):
+        evenorm.cli.main(["lab", "run", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich", "joblib", "sklearn", "scipy", "plotly", "jinja2"])
+def test_a_missing_extra_is_one_line_that_says_what_to_install(missing: str, tmp_path: Path) -> None:
+    code = f"""
+import sys, importlib.abc
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Refuse())
+from evenorm.cli import main
+main()
+"""
+    result = python(code, "lab", "run", "--quick", "--seeds", "2", "--out", str(tmp_path))
+    assert result.returncode == 2, result.stderr
+    assert 'pip install "evenorm[lab]"' in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.rglob("*.json")) == []  # found missing before hours of training, not after
+
+
+def test_importing_evenorm_loads_nothing_of_the_lab() -> None:
+    code = """
+import sys, evenorm
+extra = {"typer", "rich", "joblib", "sklearn", "scipy", "plotly", "jinja2", "polars", "safetensors"}
+found = sorted(extra & set(sys.modules)) + [name for name in sys.modules if name.startswith("evenorm.lab")]
+sys.exit(str(found) if found else 0)
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = """
+import sys
+from evenorm.cli import main
+try:
+    main()
+except SystemExit as exit_:
+    assert exit_.code == 0, exit_.code
+heavy = sorted({"joblib", "sklearn", "scipy", "plotly", "jinja2"} & set(sys.modules))
+sys.exit(str(heavy) if heavy else 0)
+"""
+    for arguments in (["--help"], ["lab", "--help"], ["lab", "run", "--help"]):
+        result = python(code, *arguments)
+        assert result.returncode == 0, result.stderr
+    assert "--quick" in result.stdout
+
+
+def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
+    code = "from evenorm.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "lab", "list", "--out", str(tmp_path)],
+        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 1
+    assert errors == b""

@@ -1,0 +1,246 @@
+"""Each experiment's analysis on made-up trials whose answer is known, and a short real training of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evenorm.lab.experiment import Experiment, Scale
+from evenorm.lab.experiments import EXPERIMENTS, inference, input_scale, speed
+from evenorm.lab.results import Analysis, Verdict
+from evenorm.lab.trials import PILOT_SEEDS, Record, Trial, settings, stacks
+
+TEN = Scale(10)
+
+
+def analyse(experiment: Experiment, record: Callable[[Trial], Record], scale: Scale = TEN) -> Analysis:
+    return experiment.analyse({trial: record(trial) for trial in experiment.plan(scale)}, scale)
+
+
+def noise(trial: Trial) -> float:
+    """Return the same number in (-1, 1) for the same arm and seed."""
+    return float(np.random.default_rng([trial.seed, len(trial.arm)]).uniform(-1, 1))
+
+
+def speed_record(steps: float, accuracy: float = 0.97) -> Record:
+    count = 120  # evaluations of 3000 steps
+    curve = [accuracy if 25 * (index + 2) >= steps else 0.5 for index in range(count)]
+    return {"accuracy": curve, "test_loss": [0.1] * count, "diverged": 0.0, "train_loss": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("with_", "spread", "expected"),
+    [
+        (100, 0.2, Verdict.REPRODUCED),  # 8 times faster
+        (600, 0.1, Verdict.WEAK),  # a third faster
+        (800, 0.5, Verdict.INCONCLUSIVE),
+        (1600, 0.1, Verdict.CONTRADICTED),
+        (400, 3.0, Verdict.INCONCLUSIVE),  # twice as fast, and too noisy to say
+    ],
+)
+def test_speed_gives_the_verdict_of_made_up_trials(with_: float, spread: float, expected: Verdict) -> None:
+    def record(trial: Trial) -> Record:
+        steps = 800.0 if trial.arm == "none" else with_
+        off_best = abs(math.log10(trial.rate / 0.3))  # 0.3 is the best rate for both
+        return speed_record(max(50.0, steps * 2 ** (spread * noise(trial)) * (1 + off_best)))
+
+    analysis = analyse(speed.EXPERIMENT, record)
+    assert analysis.verdict is expected
+    assert analysis.configuration["best"] == {"none": 0.3, "batch norm": 0.3}
+
+
+def test_speed_is_exact_where_the_trials_are() -> None:
+    analysis = analyse(speed.EXPERIMENT, lambda trial: speed_record(800 if trial.arm == "none" else 100))
+    estimates = [endpoint.estimate for endpoint in analysis.endpoints]
+    assert estimates == pytest.approx([3.0, 3.0, 0.0])
+    assert analysis.endpoints[0].p_value == 2 / 2**10
+    assert "8.0 times fewer steps" in analysis.answer
+
+
+def test_speed_counts_a_seed_that_never_gets_there_as_the_last_step() -> None:
+    analysis = analyse(speed.EXPERIMENT, lambda trial: speed_record(9e9 if trial.arm == "none" else 1500))
+    assert analysis.endpoints[0].estimate == pytest.approx(1.0)  # 3000 against 1500
+    assert "≥ 3000" in {cell for row in analysis.tables[0].rows for cell in row}
+
+
+def test_pilot_seeds_choose_the_rate_and_enter_no_verdict() -> None:
+    def record(trial: Trial) -> Record:
+        pilot = trial.seed in PILOT_SEEDS
+        best = 1.0 if pilot else 0.1  # what the pilots say is chosen, though the paired seeds say otherwise
+        return speed_record((100 if trial.rate == best else 1000) if trial.arm == "batch norm" else 1000)
+
+    analysis = analyse(speed.EXPERIMENT, record)
+    assert analysis.configuration["best"]["batch norm"] == 1.0
+    assert analysis.endpoints[0].estimate == pytest.approx(0.0)
+    assert analysis.endpoints[0].seeds == 10
+
+
+def wine_record(accuracy: float, *, trains: bool = True, lost: bool = False) -> Record:
+    count = 60
+    loss = None if lost else 0.1 if trains else 0.9
+    return {
+        "accuracy": [accuracy] * count,
+        "train_accuracy": [0.99 if trains else 0.4] * count,
+        "test_loss": [loss] * count,
+        "diverged": float(lost),
+        "first_loss": 1.1,
+        "train_loss": loss,
+    }
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "expected"),
+    [
+        (0.25, 0.03, Verdict.REPRODUCED),
+        (0.04, 0.01, Verdict.WEAK),
+        (0.0, 0.05, Verdict.INCONCLUSIVE),
+        (-0.25, 0.03, Verdict.CONTRADICTED),
+        (0.1, 0.6, Verdict.INCONCLUSIVE),
+    ],
+)
+def test_input_scale_gives_the_verdict_of_made_up_trials(gain: float, spread: float, expected: Verdict) -> None:
+    def record(trial: Trial) -> Record:
+        best = 0.0 if trial.rate == 4.0**-3 else -0.2
+        return wine_record(0.7 + best + spread * noise(trial) + (gain if trial.arm != "raw" else 0.0))
+
+    analysis = analyse(input_scale.EXPERIMENT, record)
+    assert analysis.verdict is expected
+
+
+def test_input_scale_counts_usable_rates() -> None:
+    def record(trial: Trial) -> Record:
+        lost = trial.rate >= 1.0
+        trains = trial.rate >= (4.0**-2 if trial.arm == "raw" else 4.0**-5)
+        return wine_record(0.9, trains=trains, lost=lost)
+
+    analysis = analyse(input_scale.EXPERIMENT, record)
+    usable = analysis.endpoints[2]
+    assert (usable.estimate, usable.low, usable.high) == (3.0, 3.0, 3.0)  # 2 rates for raw, 5 for batch norm
+    assert usable.verdict is Verdict.REPRODUCED
+    assert analysis.tables[0].rows[0][-1] == "2.0"
+
+
+def test_input_scale_widens_its_intervals_for_overlapping_splits() -> None:
+    analysis = analyse(input_scale.EXPERIMENT, lambda trial: wine_record(0.7 + 0.02 * noise(trial)))
+    first = analysis.endpoints[0]
+    differences = np.array(
+        [
+            100 * 0.02 * (noise(Trial("", 1, "standardised", seed, 0)) - noise(Trial("", 1, "raw", seed, 0)))
+            for seed in range(10)
+        ]
+    )
+    half = 2.262157 * differences.std(ddof=1) * math.sqrt(1 / 10 + 36 / 142)
+    assert first.high - first.estimate == pytest.approx(half, rel=1e-6)
+
+
+def inference_record(trial: Trial, behind: float, small: float, spread: float) -> Record:
+    record: Record = {}
+    for source in (inference.EXACT, *inference.AVERAGES):
+        lag = 0.0 if source == inference.EXACT else behind + spread * noise(trial)
+        record[f"{source}, accuracy"] = [0.97 - lag] * 8
+        record[f"{source}, loss"] = [0.1] * 8
+    for size in inference.SIZES:
+        record[f"batch of {size}, accuracy"] = [0.97 - (small if size <= 4 else 0.0)]
+        record[f"batch of {size}, loss"] = [0.1]
+    return record
+
+
+@pytest.mark.parametrize(
+    ("behind", "small", "spread", "expected"),
+    [
+        (0.0, 0.15, 0.002, Verdict.REPRODUCED),
+        (0.0, 0.03, 0.002, Verdict.WEAK),  # batches of 4 are worse, by less than the margin
+        (0.0, 0.15, 0.05, Verdict.INCONCLUSIVE),
+        (0.03, 0.15, 0.002, Verdict.CONTRADICTED),  # the averages are not as good
+        (0.0, -0.15, 0.002, Verdict.CONTRADICTED),  # batches of 4 are better
+    ],
+)
+def test_inference_gives_the_verdict_of_made_up_trials(
+    behind: float, small: float, spread: float, expected: Verdict
+) -> None:
+    analysis = analyse(inference.EXPERIMENT, lambda trial: inference_record(trial, behind, small, spread))
+    assert analysis.verdict is expected
+
+
+def shortened(experiment: Experiment) -> list[Trial]:
+    """Return a plan of few rates, two pilot and two paired seeds, and steps for no more than a look."""
+    trials = experiment.plan(Scale(2, quick=True))
+    return [dataclasses.replace(trial, settings=settings(steps=100)) for trial in trials]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_real_records_are_json_and_can_be_analysed(name: str, tmp_path: Path) -> None:
+    import plotly.graph_objects
+
+    experiment = EXPERIMENTS[name]
+    records: dict[Trial, Record] = {}
+    for stack in stacks(shortened(experiment), experiment.stack_size):
+        records.update(zip(stack, experiment.train(stack), strict=True))
+    assert json.loads(json.dumps(list(records.values()), allow_nan=False)) == list(records.values())
+    # inference asks its plan for the steps: give it the planned trials with the short records
+    planned = dict(zip(experiment.plan(Scale(2, quick=True)), records.values(), strict=True))
+    if name != "inference":
+        planned = records
+    else:
+        for record in planned.values():
+            for curve in record.values():
+                curve += curve[-1:] * (6 - len(curve)) if len(curve) > 1 else []
+    analysis = experiment.analyse(planned, Scale(2, quick=True))
+    for figure in analysis.figures:
+        plotly.graph_objects.Figure(figure.plotly)  # raises where plotly knows no such property
+        json.dumps(figure.plotly, allow_nan=False)
+    assert analysis.experiment == name
+    assert analysis.claim.korean
+    assert analysis.rule
+    assert analysis.command == f"evenorm lab run {name} --quick --seeds 2"
+    assert any("2 seeds are a look" in note for note in analysis.notes)
+
+
+def test_the_documents_sentences_are_its_own() -> None:
+    words = (
+        "학습 속도 & 학습 결과가 개선된다 (Higer learning rate 적용 가능)",
+        "핵심은 학습 속도의 향상이다.",
+        "전반적으로 model의 성능이 높아진다.",
+        "평균과 분산에 고정값을 사용한다",
+    )
+    korean = " ".join(experiment.claim.korean for experiment in EXPERIMENTS.values())
+    assert all(sentence in korean for sentence in words)
+
+
+def test_a_batch_of_one_is_normalised_to_its_bias() -> None:
+    import torch
+
+    choose = inference._own(1)
+    x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    average, variance = choose(0, x)
+    assert torch.equal(average, x)
+    assert not variance.any()
+
+
+def test_fixed_statistics_give_what_the_layer_itself_gives() -> None:
+    import torch
+
+    from evenorm.lab.networks import BatchNorm, Sigmoid, initialise_, perceptron
+
+    network = perceptron(2, (8, 5, 5, 3), Sigmoid, normalise=True)
+    initialise_(network, [0, 1], lambda inputs: 0.3)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(2, 8, 20, generator=generator))
+    fixed = [
+        (inference._members(layer.layer.running_mean, 2), inference._members(layer.layer.running_var, 2))
+        for layer in network
+        if isinstance(layer, BatchNorm)
+    ]
+    x = torch.randn(2, 8, 20, generator=generator)
+    network.eval()
+    torch.testing.assert_close(inference._logits(network, x, lambda index, _: fixed[index]), network(x))
+    network.train()
+    torch.testing.assert_close(inference._logits(network, x, inference._own(20)), network(x))
