@@ -34,8 +34,17 @@ ROOT = Path(__file__).parent
 SOURCES = Path("src/evenorm/csrc")
 ENGINE, MISSING = "_engine.so", "_engine_missing.txt"
 
-COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
-# No -ffast-math: the kernels rely on NaN, on signed zero and on the order of their sums. These only let loops be vectorised.
+COMMON = [
+    "-std=c++20",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Wno-maybe-uninitialized",
+    "-Wno-uninitialized",
+]
+# No -ffast-math: the kernels rely on NaN and on the order of their sums. These only let loops be vectorised.
 FAST = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 SANITIZED = [
     "-O1",
@@ -127,6 +136,7 @@ class build_ext(BuildExt):  # noqa: N801
     """Put either the engine or a text that says why it is missing into the package."""
 
     def run(self) -> None:
+        """Build the engine; a failure is told, not raised."""
         package = (ROOT / "src" if self.inplace else Path(self.build_lib).absolute()) / "evenorm"
         engine, missing = package / ENGINE, package / MISSING
         package.mkdir(parents=True, exist_ok=True)
@@ -141,13 +151,16 @@ class build_ext(BuildExt):  # noqa: N801
             print(f"evenorm: installing without its engine: {reason}", file=sys.stderr)
 
     def get_outputs(self) -> list[str]:
+        """Return what `run` has made."""
         package = Path(self.build_lib) / "evenorm"
         return [str(package / name) for name in (ENGINE, MISSING) if (package / name).exists()]
 
     def get_output_mapping(self) -> dict[str, str]:
+        """Return nothing: an editable install builds straight into the source tree."""
         return {}
 
     def get_source_files(self) -> list[str]:
+        """Return what the source distribution has to hold."""
         return [str(path) for path in sorted(SOURCES.iterdir())]
 
 
@@ -155,12 +168,14 @@ class bdist_wheel(BdistWheel):  # noqa: N801
     """One wheel for every CPython of a platform; for every platform when it holds no engine."""
 
     def run(self) -> None:
+        """Build first: what came of it decides the wheel's kind."""
         self.run_command("build")
         build = self.get_finalized_command("build_ext")
         self.root_is_pure = not (Path(build.build_lib) / "evenorm" / ENGINE).exists()
         super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
+        """Return the interpreter, ABI and platform in the wheel's name."""
         if self.root_is_pure:
             return "py3", "none", "any"
         return "py3", "none", super().get_tag()[2]

@@ -125,9 +125,9 @@ struct Work {
       for (int t = 0; t < tiles.count; ++t) {
         const Runs<const S> xs = seen(x, tiles.tile[t]);
         if (plan.rows) {
-          wide_sums(tiles.tile[t].extent, MomentTerms<true, S>{xs, k}, u, uv);
+          wide_sums(tiles.tile[t].extent, MomentTerms<S>{xs}, k, u, uv);
         } else {
-          narrow_sums(tiles.tile[t].extent, MomentTerms<false, S>{xs, k}, u, uv);
+          narrow_sums(tiles.tile[t].extent, MomentTerms<S>{xs}, k, u, uv);
         }
       }
     });
@@ -226,8 +226,8 @@ struct Work {
   void sum_tiles(const Tiles& tiles, const Gradient& given, const Coefficients& k, double* u, double* uv) {
     for (int t = 0; t < tiles.count; ++t) {
       const Tile& tile = tiles.tile[t];
-      const GradientTerms<wide, gate, S> terms{seen(given.g, tile), seen(given.x, tile), seen(given.saved, tile), k};
-      pair_sums<wide>(tile.extent, terms, u, uv);
+      const GradientTerms<gate, S> terms{seen(given.g, tile), seen(given.x, tile), seen(given.saved, tile)};
+      pair_sums<wide>(tile.extent, terms, k, u, uv);
     }
   }
 

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__F16C__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -69,6 +69,15 @@ inline void narrow(float value, float16* out) {
   out->bits = uint16_t((size >= 0x47800000u ? overflowed : finite) | sign);
 }
 
+#if defined(__AVX512F__)
+// GCC 12 splits a 512 bit conversion into two halves and a shuffle where it is not told.
+inline Doubles widened(Floats value) { return (Doubles)_mm512_cvtps_pd((__m256)value); }
+inline Floats narrowed(Doubles value) { return (Floats)_mm512_cvtpd_ps((__m512d)value); }
+#else
+inline Doubles widened(Floats value) { return __builtin_convertvector(value, Doubles); }
+inline Floats narrowed(Doubles value) { return __builtin_convertvector(value, Floats); }
+#endif
+
 // V is Doubles for the body of a loop and double for its tail: one formula serves both.
 template <class V, class T>
 inline V load(const T* from) {
@@ -81,7 +90,7 @@ inline V load(const T* from) {
   } else {
     Floats value;
     std::memcpy(&value, from, sizeof value);
-    return __builtin_convertvector(value, Doubles);
+    return widened(value);
   }
 }
 
@@ -92,21 +101,21 @@ inline void store(V value, T* to) {
   } else if constexpr (sizeof(T) == sizeof(double)) {
     std::memcpy(to, &value, sizeof value);
   } else {
-    const Floats narrowed = __builtin_convertvector(value, Floats);
-    std::memcpy(to, &narrowed, sizeof narrowed);
+    const Floats small = narrowed(value);
+    std::memcpy(to, &small, sizeof small);
   }
 }
 
-// A coefficient: the same for every element of a run (planes), or one for each (rows).
-template <class V, bool wide>
-inline V coefficient(const double* values, int64_t i) {
-  if constexpr (wide) {
-    return load<V>(values + i);
-  } else if constexpr (sizeof(V) == sizeof(double)) {
-    return *values;
-  } else {
-    return Doubles{} + *values;
-  }
+template <class V>
+inline V splat(double value) {
+  return value - V{};  // minus zero, unlike plus, changes no value, so that compilers leave it out
+}
+
+// The last `count` lanes; 0 in the others.
+inline Doubles last_lanes(Doubles value, int64_t count) {
+  Longs lane;
+  for (int i = 0; i < lanes; ++i) lane[i] = i;
+  return lane < Longs{} + (lanes - count) ? Doubles{} : value;
 }
 
 inline double total(Doubles value) {

@@ -17,6 +17,7 @@ constexpr int64_t chunk_elements = 16384;   // two or three operands of a chunk 
 constexpr int64_t block_elements = 1024;    // what is staged at a time: six buffers of it fit the level 1 cache
 constexpr int64_t serial_elements = 32768;  // below this a second thread costs more than it brings
 constexpr int64_t cache_bytes = 1 << 20;    // of a core's level 2 cache, for what is read twice
+constexpr int64_t fetched_plane = 512;      // planes up to this are over before the processor fetches ahead by itself
 constexpr int64_t short_plane = 64;         // planes shorter than this are gathered before they are computed on
 
 struct Unit {
@@ -36,6 +37,7 @@ struct Plan {
   int64_t panels = 1, panel_width = 1;
   int64_t length = 0;       // positions of a plane, or of the merged planes of a single channel
   int64_t segments = 1;     // of a plane
+  int64_t ahead = 0;        // what to fetch ahead of short planes: the next channel
   int64_t per_chunk = 1;    // samples (planes) or rows of a chunk
   bool fused = false;       // a panel goes through all phases while it lies in the cache
   bool serial = false;
@@ -87,6 +89,7 @@ inline Plan::Plan(const Task& given, int operands, int64_t element_bytes) : task
     if (task.channels == 1) segments = 1;
     per_chunk = larger(1, chunk_elements / larger(1, length));
     fused = serial || task.channels * task.groups >= 8 * task.threads;
+    if (fused && task.channels > 1 && length <= fetched_plane) ahead = length;
   }
   wide = task.channels * repeat;
 

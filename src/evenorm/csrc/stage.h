@@ -66,7 +66,7 @@ struct Stage {
   Tiles tiles(const Unit& block) const {
     if (!plan.rows && !direct) return {{{{1, block.rows * block.width}, 0, 1}, {}}, 1};
     const int64_t repeat = plan.repeat;
-    if (repeat == 1) return {{{{block.rows, block.width}, 0, 1}, {}}, 1};
+    if (repeat == 1) return {{{{block.rows, block.width, direct ? plan.ahead : 0}, 0, 1}, {}}, 1};
     const int64_t whole = block.rows / repeat, done = whole * repeat * block.width;
     const Tile head{{whole, block.width * repeat}, 0, repeat};
     const Tile tail{{1, (block.rows - whole * repeat) * block.width}, done, 1};
@@ -85,6 +85,7 @@ struct Stage {
     S* to = buffer[slot];
     for (int64_t r = 0; r < block.rows; ++r) {
       S* run = to + r * block.width;
+      fetch_ahead(from + r * block.stride, {1, block.width, plan.ahead});
       widen_run(from + r * block.stride, run, block.width);
       if (plan.task.mask == nullptr) continue;
       const uint8_t* valid = mask_of(block, r);
@@ -105,6 +106,7 @@ struct Stage {
     T* to = static_cast<T*>(base) + block.offset;
     for (int64_t r = 0; r < block.rows; ++r) {
       S* run = buffer[slot] + r * block.width;
+      fetch_ahead(to + r * block.stride, {1, block.width, plan.ahead});
       if (plan.task.mask != nullptr) {
         const uint8_t* valid = mask_of(block, r);
         for (int64_t i = 0; i < block.width; ++i)
