@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,17 @@ def run(function: object, world: int, folder: Path) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_workers(outcomes: dict[tuple[int, str], str], world: int, name: str) -> None:
     assert not outcomes[world, name], outcomes[world, name]
+
+
+def test_the_example_equals_one_process() -> None:
+    pytest.importorskip("sklearn", reason="the example takes its data from scikit-learn")
+    script = Path(__file__).parent.parent / "examples" / "train_ddp.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    source = os.pathsep.join([str(script.parent.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 workers: accuracy 9" in done.stdout
 
 
 def test_a_killed_worker_is_named(tmp_path: Path) -> None:

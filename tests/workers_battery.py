@@ -291,7 +291,8 @@ def fully_sharded(rank: int, world: int) -> None:
 @check
 def no_communication_where_nothing_is_pooled(rank: int, world: int) -> None:
     sent = []
-    originals = {name: getattr(dist, name) for name in ("all_gather_into_tensor", "all_reduce")}
+    names = [name for name in ("all_gather_single", "all_gather_into_tensor", "all_reduce") if hasattr(dist, name)]
+    originals = {name: getattr(dist, name) for name in names}
     for name, original in originals.items():
         setattr(
             dist, name, lambda *given, _original=original, **named: sent.append(1) or _original(*given, **named)

@@ -26,9 +26,10 @@ class Workers(NamedTuple):
     shift: Tensor | None
 
 
-# Up to here gathering is taken: W messages cost W (2 C + 1) 8 bytes on each link against 2 (2 C + 1) 8 for a
-# reduction, but one round of latencies against two, and no digit is lost to the shift (docs/workers.md).
-GATHER_UP_TO = 32
+# Up to here gathering is taken. These messages are latency, not bandwidth: a ring gathers in W - 1 hops, a tree
+# reduces in 2 log2 W, so that the two meet between 4 and 8 workers; and a gathered merge has one order of sums for
+# any backend (docs/guide/workers.md).
+GATHER_UP_TO = 8
 
 
 def among(group: Group, x: Tensor, running_mean: Tensor | None) -> Workers | None:
@@ -68,9 +69,7 @@ def pool(batch: Moments, workers: Workers) -> Moments:
     world = dist.get_world_size(group)
     if world <= GATHER_UP_TO or shift is None:
         message = torch.cat([batch.count.reshape(1), batch.mean, batch.m2])
-        messages = message.new_empty(world * message.numel())
-        dist.all_gather_into_tensor(messages, message, group=group)
-        count, mean, m2 = _split(messages.view(world, -1))
+        count, mean, m2 = _split(gather(message, group))
         return _as_group(Moments(count[:, 0], mean, m2).pooled())
     start = shift.to(batch.mean.dtype)
     message = _shifted(batch, start)
@@ -90,13 +89,20 @@ def total(sums: tuple[Tensor, Tensor], workers: Workers) -> tuple[Tensor, Tensor
     message = torch.cat([part.sum(0) for part in sums])
     world = dist.get_world_size(workers.group)
     if world <= GATHER_UP_TO:  # in the order of ranks, hence the same bits in each run
-        messages = message.new_empty(world * message.numel())
-        dist.all_gather_into_tensor(messages, message, group=workers.group)
-        message = messages.view(world, -1).sum(0)
+        message = gather(message, workers.group).sum(0)
     else:
         dist.all_reduce(message, group=workers.group)
     first, second = message.unsqueeze(0).chunk(2, dim=1)
     return first, second
+
+
+def gather(message: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return the vectors of all workers, (W, numbers), in the order of ranks."""
+    messages = message.new_empty(dist.get_world_size(group) * message.numel())
+    # torch 2.13 gave the operation a new name and warns of the old one.
+    name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    getattr(dist, name)(messages, message, group=group)
+    return messages.view(-1, message.numel())
 
 
 class Sum(torch.autograd.Function):

@@ -78,10 +78,7 @@ def pool_running_statistics_(model: nn.Module, group: Group = "world") -> nn.Mod
     if among is None:
         return model
     message = torch.cat([entry.double().reshape(-1) for entry in entries.values()])
-    world = dist.get_world_size(among)
-    messages = message.new_empty(world * message.numel())
-    dist.all_gather_into_tensor(messages, message, group=among)
-    merged = merge_statistics([_unpack(row, entries) for row in messages.view(world, -1)])
+    merged = merge_statistics([_unpack(row, entries) for row in workers.gather(message, among)])
     for name, entry in entries.items():
         entry.copy_(merged[name])
     return model
