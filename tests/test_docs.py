@@ -12,7 +12,7 @@ import torch
 import evenorm
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^\s*(?:```+|~~~+)\s*\{?(?:code-block\}\s*)?py", re.MULTILINE | re.IGNORECASE)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

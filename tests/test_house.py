@@ -32,12 +32,12 @@ TIERS = (
     {"activations", "moments"},
     {"averages", "formulas", "renorm", "workers"},
     {"checks", "engines"},
-    {"autograd", "environment", "updates"},
+    {"autograd", "environment", "inputs", "outputs", "updates"},
     {"functional"},
     {"layers"},
     {"lazy"},
     {"models"},
-    {"bench", "doctor", "lab"},
+    {"bench", "calibrate_command", "doctor", "lab"},
     {"commands"},
     {"cli"},
 )
@@ -147,7 +147,7 @@ def commands(app: typer.Typer, path: str = "evenorm") -> Iterator[str]:
 
 @pytest.mark.parametrize("command", sorted(commands(app)))
 def test_a_command_is_in_the_documentation(command):
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     assert any(command in page.read_text(encoding="utf-8") for page in pages), f"no page shows `{command}`"
 
 

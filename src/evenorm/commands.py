@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evenorm.calibrate_command import calibrate
+
 if TYPE_CHECKING:
     from evenorm.lab.experiment import Scale
     from evenorm.lab.results import Analysis
@@ -29,6 +31,7 @@ app = typer.Typer(
 )
 lab = typer.Typer(no_args_is_help=True)
 app.add_typer(lab, name="lab", help="Measure the claims made for batch norm on real data.")
+app.command()(calibrate)
 
 QUICK_SEEDS, SEEDS = 4, 10
 

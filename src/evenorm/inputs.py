@@ -1,0 +1,237 @@
+"""What commands are given by name: networks, weights and data, from strangers perhaps.
+
+Code is run only where the user names a module of his own; a file of weights or data never is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights in a checkpoint
+PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+TABLES = {".csv": "read_csv", ".parquet": "read_parquet"}  # and the function of polars that reads it
+
+
+def load_object(spec: str, option: str) -> Any:
+    """Return what ``package.module:name`` means; modules in the current folder are found.
+
+    Raises:
+        ValueError: a spec of another form, a module that cannot be imported, or a name it does not have.
+    """
+    module_name, colon, name = spec.partition(":")
+    if not (module_name and colon and name):
+        raise ValueError(f"{option} must be package.module:name, got {spec!r}")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = import_module(module_name)
+    except Exception as error:
+        raise ValueError(f"{option} {spec}: importing {module_name} failed: {_told(error)}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{option} {spec}: {module_name} has no {name}")
+        found = getattr(found, part)
+    return found
+
+
+def load_model(spec: str, weights: Path | None = None) -> nn.Module:
+    """Return the network that a factory makes, with the weights of a file.
+
+    Args:
+        spec: ``package.module:factory``; the factory is called without arguments. A network itself will do.
+        weights: read by `load_weights`; they must fit, name by name and shape by shape. A prefix of all names that
+            comes from DistributedDataParallel or torch.compile is taken off.
+
+    Raises:
+        ValueError: what cannot be imported or called, or weights that do not fit.
+        TypeError: a factory that makes something else.
+    """
+    found = load_object(spec, "--model")
+    if not isinstance(found, nn.Module):
+        found = _call(found, f"--model {spec}")
+    if not isinstance(found, nn.Module):
+        raise TypeError(f"--model {spec} must make a torch.nn.Module, got a {type(found).__name__}")
+    if weights is None:
+        return found
+    state = load_weights(weights)
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in state) and not all(
+            key.startswith(prefix) for key in found.state_dict()
+        ):
+            state = {key[len(prefix) :]: value for key, value in state.items()}
+    try:
+        found.load_state_dict(state)
+    except RuntimeError as error:
+        problems = " ".join(str(error).split())
+        raise ValueError(f"{weights} does not fit {spec}: {problems}") from error
+    return found
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, without running any code that it may hold.
+
+    Args:
+        path: ``.safetensors``, or anything that `torch.save` wrote: a state_dict, or a checkpoint that holds one
+            under ``state_dict``, ``model_state_dict`` or ``model``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file that is damaged, holds code, or holds no state_dict.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in NESTED if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds no state_dict but a {type(content).__name__}")
+    strange = [
+        str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
+    if strange:
+        raise ValueError(
+            f"{path} holds no state_dict: {', '.join(strange[:5])} are no tensors; expected are tensors by name, "
+            f"at the top or under {', '.join(NESTED)}"
+        )
+    return dict(content)
+
+
+def load_data(spec: str, target: str | None = None, batch_size: int = 100) -> Iterable[Any]:
+    """Return an iterable of batches.
+
+    Args:
+        spec: ``package.module:loader``, an iterable or a function that returns one; a folder of ``.npy`` files,
+            each with samples along its first dimension; or a CSV or Parquet file, each row a sample.
+        target: the column of a table that is not an input.
+        batch_size: samples a batch, where the loader does not say so itself.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: what cannot be imported, called or read, or a table with columns that are no numbers.
+        TypeError: a loader that is no iterable.
+    """
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    path = Path(spec)
+    table = path.suffix.lower() in TABLES
+    if target is not None and not table:
+        raise ValueError(f"--target names a column of a CSV or Parquet file; --data is {spec}")
+    if path.is_dir():
+        return Arrays(path, batch_size)
+    if table:
+        rows: tuple[Tensor, ...] = _read_table(path, target).split(batch_size)
+        return rows
+    if ":" not in spec:
+        raise ValueError(
+            f"--data must be package.module:loader, a folder of .npy files, or a CSV or Parquet file, got {spec!r}"
+        )
+    found = load_object(spec, "--data")
+    data = _call(found, f"--data {spec}") if callable(found) else found
+    if not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise TypeError(f"--data {spec} must give an iterable of batches, got a {type(data).__name__}")
+    batches: Iterable[Any] = data
+    return batches
+
+
+class Arrays:
+    """The ``.npy`` files of a folder, by name, cut into batches; each is read as far as it is needed.
+
+    Values keep their type, but for float64, which becomes float32; nothing is scaled.
+    """
+
+    def __init__(self, folder: Path, batch_size: int) -> None:
+        """Find the files."""
+        self.files = sorted(folder.glob("*.npy"))
+        self.batch_size = batch_size
+        if not self.files:
+            raise ValueError(f"there is no .npy file in {folder}")
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield tensors of at most `batch_size` samples; a batch does not span two files."""
+        import numpy
+
+        for file in self.files:
+            try:
+                array = numpy.load(file, mmap_mode="r", allow_pickle=False)
+            except (ValueError, EOFError) as error:
+                raise ValueError(f"{file} cannot be read: {_told(error)}") from error
+            if array.ndim == 0 or array.dtype.kind not in "fiub":
+                raise ValueError(f"{file} must hold numbers, samples first, got {array.dtype} {array.shape}")
+            for start in range(0, len(array), self.batch_size):
+                batch = torch.from_numpy(array[start : start + self.batch_size].copy())
+                yield batch.float() if batch.dtype == torch.float64 else batch
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or "no file of torch.save"
+        raise ValueError(
+            f"{path} is refused: it holds more than tensors, and reading that could run code of its author "
+            f"({reason.strip()}); ask for a state_dict, best as safetensors"
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is damaged, or no file of torch.save: {_told(error)}") from error
+
+
+def _read_table(path: Path, target: str | None) -> Tensor:
+    """Return the rows of a table as float32, (rows, columns), without the target."""
+    import polars
+
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        table = getattr(polars, TABLES[path.suffix.lower()])(path)
+    except polars.exceptions.PolarsError as error:
+        raise ValueError(f"{path} cannot be read: {_told(error)}") from error
+    if target is not None and target not in table.columns:
+        raise ValueError(f"{path} has no column {target!r}; it has {', '.join(table.columns)}")
+    table = table.drop(target) if target is not None else table
+    for column in table.iter_columns():
+        if not (column.dtype.is_numeric() or column.dtype == polars.Boolean):
+            raise ValueError(
+                f"{path}: column {column.name!r} holds {column.dtype}, not numbers; if it is not an input: --target"
+            )
+        if column.null_count():
+            raise ValueError(
+                f"{path}: column {column.name!r} has {column.null_count()} missing values; fill them first"
+            )
+    if not table.height or not table.width:
+        raise ValueError(f"{path} has {table.height} rows and {table.width} columns of inputs")
+    return torch.from_numpy(table.cast(polars.Float32).to_numpy().copy())
+
+
+def _call(function: Any, named: str) -> Any:
+    if not callable(function):
+        raise TypeError(f"{named} is a {type(function).__name__}, which cannot be called")
+    try:
+        return function()
+    except Exception as error:
+        raise ValueError(f"{named} failed: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """Return what an error says, in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")

@@ -1,0 +1,92 @@
+"""Files of weights that commands write: complete or not at all, and never over another without being told to."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+def check_out(path: Path, force: bool) -> None:
+    """Prove, before the work, that a file of weights may and can be written.
+
+    Raises:
+        ValueError: a name that says no format.
+        OSError: a file that is there already, unless `force`; a folder that is missing or cannot be written.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {path}")
+    if path.is_dir():
+        raise IsADirectoryError(f"--out {path} is a folder")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} is there already; --force overwrites it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}")
+    probe = _temporary(path)
+    try:
+        probe.write_bytes(b"")
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        _remove(probe)
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], force: bool = False) -> None:
+    """Write a state_dict to a file, which appears complete or not at all.
+
+    Raises:
+        ValueError: a state_dict with more than tensors in it, for safetensors.
+        OSError: as `check_out`, or no space left; what was there is still there.
+    """
+    check_out(path, force)
+    content = _content(path, state)
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if not force and path.exists():
+            raise FileExistsError(f"{path} has appeared meanwhile; --force overwrites it")
+        os.replace(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, f"{path} could not be written: {error.strerror}") from error
+    finally:
+        _remove(temporary)
+
+
+def _content(path: Path, state: Mapping[str, Tensor]) -> bytes:
+    if path.suffix != ".safetensors":
+        buffer = io.BytesIO()
+        torch.save({key: _at_home(value) for key, value in state.items()}, buffer)
+        return buffer.getvalue()
+    from safetensors.torch import save
+
+    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ValueError(f"safetensors holds tensors only, {strange[0]} is none; write a .pt file")
+    # Copies: the format refuses tensors that share memory, as tied weights do.
+    copies = {key: _at_home(value).clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+    return save(copies, metadata={"format": "pt"})
+
+
+def _at_home(value: Tensor) -> Tensor:
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
