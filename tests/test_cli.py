@@ -54,7 +54,7 @@ def finished(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
     monkeypatch.setattr(run, "run", instantly)
     monkeypatch.setattr(run, "report", instantly)
-    monkeypatch.setattr(run, "write", lambda analyses, folder: folder / "report.html")
+    monkeypatch.setattr(run, "write", lambda analyses, scale, store, folder: folder / "report.html")
     return calls
 
 

@@ -95,15 +95,15 @@ def run_(
     from evenorm.lab import run
     from evenorm.lab.store import Store
 
-    experiments = run.choose(names or [])
+    experiments, store = run.choose(names or []), Store(out)
     try:
-        analyses = run.run(experiments, scale, Store(out), jobs)
+        analyses = run.run(experiments, scale, store, jobs)
     except KeyboardInterrupt:
         print(
             "\nevenorm lab: interrupted; finished trials are stored. Go on with the same command.", file=sys.stderr
         )
         raise typer.Exit(130) from None
-    _finish(analyses, run.write(analyses, out), as_json)
+    _finish(analyses, run.write(analyses, scale, store, out), as_json)
 
 
 @lab.command("report")
@@ -119,8 +119,9 @@ def report_(
     from evenorm.lab import run
     from evenorm.lab.store import Store
 
-    analyses = run.report(run.choose(names or []), scale, Store(out))
-    _finish(analyses, run.write(analyses, out), as_json)
+    store = Store(out)
+    analyses = run.report(run.choose(names or []), scale, store)
+    _finish(analyses, run.write(analyses, scale, store, out), as_json)
 
 
 @app.command()

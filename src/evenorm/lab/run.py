@@ -21,7 +21,7 @@ from joblib.externals.loky import get_reusable_executor
 
 import evenorm
 from evenorm.lab.experiment import Experiment, Scale
-from evenorm.lab.experiments import EXPERIMENTS
+from evenorm.lab.experiments import EXPERIMENTS, inference
 from evenorm.lab.progress import Advance, progress
 from evenorm.lab.results import Analysis
 from evenorm.lab.store import Store
@@ -148,11 +148,14 @@ def environment() -> dict[str, str]:
     }
 
 
-def write(analyses: Sequence[Analysis], folder: Path) -> Path:
-    """Write the report into the folder and return its path."""
+def write(analyses: Sequence[Analysis], scale: Scale, store: Store, folder: Path) -> Path:
+    """Write the report into the folder and return its path; the layer it takes apart is the store's, if any."""
     from evenorm.lab.report import write_report
 
-    return write_report(analyses, folder / "report.html", environment=environment())
+    trial = inference.plan(scale)[0]
+    record = store.load(trial) if store.path(trial).exists() else None
+    layer = None if record is None else inference.layer_view(record)
+    return write_report(analyses, folder / "report.html", environment=environment(), layer=layer)
 
 
 def _analyse(

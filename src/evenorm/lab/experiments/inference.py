@@ -14,6 +14,7 @@ from evenorm.averages import Average
 from evenorm.lab import plots
 from evenorm.lab.data import digits
 from evenorm.lab.experiment import Experiment, Scale
+from evenorm.lab.layer_page import LayerView
 from evenorm.lab.networks import BatchNorm, Sigmoid, initialise_, perceptron
 from evenorm.lab.results import Analysis, Claim, Endpoint, Figure, Published, Table
 from evenorm.lab.statistics import Comparison, Kind, combine, judge
@@ -102,6 +103,7 @@ def train(trials: Sequence[Trial]) -> list[Record]:
             ]
             _evaluate(curves, name, _logits(network, test.x, lambda index, x: fixed[index]), test)  # noqa: B023
         _evaluate(curves, EXACT, _logits(network, test.x, _exact(network, training)), test)
+    curves.put(**_unit(network, training, test))
     shuffled = _shuffled(test, trials)
     for size in SIZES:
         _evaluate(curves, f"batch of {size}", _logits(network, shuffled.x, _own(size)), shuffled)
@@ -171,6 +173,28 @@ def _exact(network: nn.Sequential, training: Samples) -> Choice:
     return lambda index, x: found[index]
 
 
+def _unit(network: nn.Sequential, training: Samples, test: Samples) -> dict[str, Tensor]:
+    """Return what the report takes apart: the last hidden layer's first unit, its inputs and four numbers."""
+    exact, seen = _exact(network, training), list[Tensor]()
+
+    def keep(index: int, x: Tensor) -> Statistics:
+        seen.append(x)
+        return exact(index, x)
+
+    _logits(network, test.x, keep)
+    layer = [module.layer for module in network if isinstance(module, BatchNorm)][-1]
+    average, variance = exact(len(seen) - 1, seen[-1])
+    affine = (_members(parameter, test.x.shape[0]) for parameter in (layer.weight, layer.bias))
+    numbers = torch.cat([*affine, average, torch.sqrt(variance + layer.eps)], dim=2)
+    return {"unit inputs": seen[-1][:, 0], "unit": numbers[:, 0]}
+
+
+def layer_view(record: Record) -> LayerView:
+    """Return the unit that the report takes apart."""
+    gamma, beta, average, deviation = record["unit"]
+    return LayerView("hidden layer 3, unit 1", record["unit inputs"], gamma, beta, average, deviation, "sigmoid")
+
+
 def _members(values: Tensor | None, members: int) -> Tensor:
     """Return a layer's vector (S*C,) as (S, C, 1)."""
     assert values is not None
@@ -193,8 +217,9 @@ def _evaluate(curves: Curves, name: str, logits: Tensor, samples: Samples) -> No
 
 def analyse(records: Mapping[Trial, Record], scale: Scale) -> Analysis:
     """Compare every source of statistics with exact ones."""
-    runs = [records[trial] for trial in plan(scale)]
-    steps = [step for step in MOMENTS if step <= plan(scale)[0]["steps"]]
+    trials = sorted(records, key=lambda trial: trial.seed)
+    runs = [records[trial] for trial in trials]
+    steps = [step for step in MOMENTS if step <= trials[0]["steps"]]
     endpoints = judge(
         [
             _alike(runs, "exponential 0.1", "the exponential average (momentum 0.1)"),
