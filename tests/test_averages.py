@@ -152,7 +152,7 @@ def test_an_empty_batch_does_not_count(name: str) -> None:
     layer(BATCHES[0])
     before = {key: value.clone() for key, value in layer.state_dict().items()}
     assert layer(torch.zeros(0, 3)).shape == (0, 3)
-    with pytest.raises(ValueError, match="all False$"):
+    with pytest.raises(ValueError, match=r"all False$"):
         layer(BATCHES[0], mask=torch.zeros(6, dtype=torch.bool))
     assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
 
