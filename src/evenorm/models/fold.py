@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from evenorm.activations import module_of
 from evenorm.layers import Layer
@@ -87,16 +87,19 @@ def fold(model: nn.Module, example_inputs: object, *, tolerance: float | None = 
     inputs = certificate.inputs_of(example_inputs)
     if not batch_norms(model):
         raise ValueError(f"{kind(model)} has no batch norm to fold")
+    lazy = [shown(name) for name, module in model.named_modules() if any(map(is_lazy, _own_tensors(module)))]
+    if lazy:
+        raise ValueError(f"{', '.join(lazy)} has not seen any input yet; call the network once, then fold it")
     allowed = certificate.tolerance_for(model) if tolerance is None else tolerance
     if not allowed > 0:
         raise ValueError(f"tolerance is the largest relative difference allowed, above 0; got {tolerance}")
     try:
-        reference, folded = twin(model, hooks=True), copy.deepcopy(model)
+        reference, folded = twin(model), twin(model, share=False)
     except Exception as error:
         raise ValueError(f"the network cannot be copied ({error}), and fold works on a copy") from error
     work = _Work(folded, _observe(reference, inputs))
     work.run_()
-    trial = twin(folded, hooks=True)  # what a forward leaves behind is not to be in the network that is returned
+    trial = twin(folded)  # what a forward leaves behind is not to be in the network that is returned
     examples, probes = certificate.compare(reference, trial, inputs)
     found = Certificate(tuple(work.folds), work.refusals(), examples, probes, allowed)
     worst = examples | probes
@@ -128,7 +131,7 @@ def _observe(model: nn.Module, inputs: Inputs) -> dict[str, _Seen]:
 
         return look
 
-    trial = twin(model, hooks=True)
+    trial = twin(model)
     unfuse_(trial)
     for name, layer in batch_norms(trial):
         layer.register_forward_pre_hook(watch(name), with_kwargs=True)
@@ -194,8 +197,6 @@ class _Work:
         known = type(layer).forward in FORWARDS and "forward" not in vars(layer)
         if not known or "parametrizations" in layer._modules:
             raise LeftAloneError(f"it is a {kind(layer)}, which may compute anything")
-        if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
-            raise LeftAloneError("it has not seen any input yet")
         if layer.training and not getattr(layer, "frozen", False):
             raise LeftAloneError("it is in training mode; call model.eval() first")
         if hooked(layer):
@@ -229,6 +230,8 @@ class _Work:
             found.append(self._called(site, reader, "behind"))
             Site(site.flow, reader).only_input()
         neighbour = self._accept(found, layer, name, "behind")
+        if isinstance(neighbour, _BatchNorm):  # which goes into this one, when its turn comes
+            raise LeftAloneError(f"behind it stands {self._name(neighbour)} ({type(neighbour).__name__})")
         check_unpadded(neighbour, self._name(neighbour))
         return neighbour
 
@@ -270,6 +273,10 @@ class _Work:
 
     def _name(self, module: nn.Module) -> str:
         return shown(self.flows.names.get(module, [type(module).__name__])[0])
+
+
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 def _passes(module: nn.Module | None) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -54,15 +55,16 @@ def put_(model: nn.Module, module: nn.Module, other: nn.Module) -> None:
                 parent._modules[key] = other
 
 
-def twin(model: nn.Module, *, hooks: bool) -> nn.Module:
-    """Return a copy to try things on: it shares the parameters, and has its own of everything else."""
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+def twin(model: nn.Module, *, hooks: bool = True, share: bool = True) -> nn.Module:
+    """Return a copy of a network, which shares the parameters or has its own of everything."""
+    shared = [*model.parameters(), *filter(is_lazy, model.buffers())] if share else []
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     for module in model.modules():
         if not hooks:
             memo.update({id(getattr(module, kind)): OrderedDict() for kind in HOOKS})
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:  # torch copies none; weight norm keeps one
-                memo[id(value)] = value
+                memo[id(value)] = value.detach().clone()
     return copy.deepcopy(model, memo)
 
 
