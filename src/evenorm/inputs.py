@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -183,12 +184,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of torch's, about formats, before it refuses them
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or "no file of torch.save"
+        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0].strip()
         raise ValueError(
-            f"{path} is refused: it holds more than tensors, and reading that could run code of its author "
-            f"({reason.strip()}); ask for a state_dict, best as safetensors"
+            f"{path} is refused: it holds more than tensors, and to read that could run code of its author, or it "
+            f"is damaged ({reason or 'not written by torch.save'}); ask for a state_dict, best as safetensors"
         ) from error
     except OSError:
         raise
