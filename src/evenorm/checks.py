@@ -126,7 +126,8 @@ def check_options(
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    if process_group is GroupMember.NON_GROUP_MEMBER:
+    outside: object = GroupMember.NON_GROUP_MEMBER
+    if process_group is outside:
         raise ValueError("this worker is not in the layer's process_group, as torch.distributed.new_group told it")
     if process_group is not None and process_group != "world" and not isinstance(process_group, ProcessGroup):
         raise ValueError(f"process_group must be None, 'world' or a torch ProcessGroup, got {process_group!r}")

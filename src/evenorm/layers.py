@@ -174,7 +174,8 @@ class Layer(_NormBase):
         bad = get("nonfinite_batches")
         if self.on_nonfinite == "raise" and bad is not None:
             pooled = batch.pooled()
-            updates.check_finite_(bad, pooled.mean, pooled.m2, self.name or repr(self))
+            name = self.name or f"{type(self).__name__}({self.num_features})"  # repr is nothing that compiles
+            updates.check_finite_(bad, pooled.mean, pooled.m2, name)
         if self.gathers:
             batch = batch.pooled()
             self.step = batch if self.step is None else self.step + batch

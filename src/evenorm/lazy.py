@@ -42,8 +42,10 @@ class _LazyLayer(Layer, _LazyNormBase):
 
     def initialize_parameters(self, input: Tensor) -> None:
         """Make the parameters and buffers, the average's too."""
+        loaded = not self.has_uninitialized_params()
         super().initialize_parameters(input)
-        self._make_window()
+        if not loaded:  # a checkpoint brings its own window
+            self._make_window()
 
 
 class LazyBatchNorm1d(_LazyLayer, nn.LazyBatchNorm1d):

@@ -45,7 +45,13 @@ def commit_(running: Running, batch: Moments, average: Average, *, skip_nonfinit
     Nothing changes where the batch holds fewer than two values per channel, for which there is no unbiased
     variance, nor, if `skip_nonfinite`, in channels where the outcome would not be finite.
     """
-    if cpu.supports(running.mean) and not isinstance(average, Window):
+    vmapped = _vmapped(batch.mean)
+    if vmapped and not _vmapped(running.mean):
+        raise ValueError(
+            "vmap cannot update running statistics that its samples share; hold them back with "
+            "evenorm.no_update(model) or eval(), or give each its own by functional_call with stacked buffers"
+        )
+    if cpu.supports(running.mean) and not vmapped and not isinstance(average, Window):
         # One call in place of a dozen small operations, which would cost more than a small layer's kernels.
         weight = (math.nan, False) if isinstance(average, Cumulative) else (average.momentum, average.debias)
         mean, var, batches, _, _, nonfinite = running
@@ -153,17 +159,21 @@ class Gathering(Protocol):
 
 @torch.library.custom_op("evenorm::check_finite_", mutates_args=("nonfinite",), schema=_CHECK_FINITE)
 def check_finite_(nonfinite: Tensor, mean: Tensor, m2: Tensor, layer: str) -> None:
-    """Raise if a channel holds NaN or inf, and count that. Asks the host; for `on_nonfinite="raise"` only.
+    """Raise if a channel holds NaN or inf. Asks the host; for `on_nonfinite="raise"` only.
 
-    An operator, since torch.compile cannot look at values; it changes the counter, else a compiler would drop it.
+    An operator, since torch.compile cannot look at values. It says that it changes the counter, which it does not:
+    a compiler drops what neither changes nor returns anything.
     """
     bad = (~_finite((mean, m2))).nonzero().flatten().tolist()
     if bad:
-        nonfinite.add_(1)
         shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
         raise ValueError(
             f"{layer}: the batch holds NaN or inf in channel {shown}; its running statistics were left alone"
         )
+
+
+def _vmapped(statistic: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(statistic)
 
 
 def _step(old: Tensor, new: Tensor, weight: Tensor | float) -> Tensor:
