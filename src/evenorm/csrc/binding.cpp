@@ -128,13 +128,14 @@ Handle vector(int64_t length, int32_t code) {
   return allocate(1, &length, &stride, code);
 }
 
-// Large fresh outputs are written page by page for the first time: with huge pages that is one fault for 2 MB, not 512.
+// Large fresh outputs are written page by page for the first time: with huge pages that is one fault for 2 MB, not 512. The
+// range is widened to whole huge pages, since the allocator puts the next output right behind this one.
 void advise_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr int64_t page = 4096, worthwhile = 4 << 20;
-  if (bytes < worthwhile) return;
-  const auto from = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-  const auto to = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / page * page;
+  constexpr uintptr_t huge = 2 << 20;
+  if (bytes < int64_t(huge)) return;
+  const uintptr_t from = reinterpret_cast<uintptr_t>(data) / huge * huge;
+  const uintptr_t to = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes) + huge - 1) / huge * huge;
   madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // advice: a refusal changes nothing
 #else
   (void)data, (void)bytes;

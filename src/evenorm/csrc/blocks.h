@@ -28,7 +28,7 @@ struct Held {
 };
 
 template <class V, bool wide>
-inline V held_value(const double* values, int64_t i) {
+[[gnu::always_inline]] inline V held_value(const double* values, int64_t i) {
   if constexpr (wide) {
     return load<V>(values + i);
   } else {
@@ -37,13 +37,13 @@ inline V held_value(const double* values, int64_t i) {
 }
 
 template <class V, bool wide>
-inline Held<V> hold(const Coefficients& k, int64_t i) {
+[[gnu::always_inline]] inline Held<V> hold(const Coefficients& k, int64_t i) {
   return {held_value<V, wide>(k.mean, i), held_value<V, wide>(k.scale, i), held_value<V, wide>(k.bias, i),
           held_value<V, wide>(k.offset, i), held_value<V, wide>(k.slope, i)};
 }
 
 template <class V>
-inline Held<V> first_lane(const Held<Doubles>& all) {
+[[gnu::always_inline]] inline Held<V> first_lane(const Held<Doubles>& all) {
   if constexpr (sizeof(V) == sizeof(double)) {
     return {all.mean[0], all.scale[0], all.bias[0], all.offset[0], all.slope[0]};
   } else {
@@ -65,7 +65,7 @@ struct Extent {
 
 // Short runs far apart are over before the processor sees a pattern to fetch ahead by.
 template <class S>
-inline void fetch_ahead(const S* run, const Extent& extent) {
+[[gnu::always_inline]] inline void fetch_ahead(const S* run, const Extent& extent) {
   if (extent.ahead == 0) return;
   const char* from = reinterpret_cast<const char*>(run + extent.ahead);
   for (int64_t at = 0; at < extent.width * int64_t(sizeof(S)); at += 64) __builtin_prefetch(from + at);
@@ -75,7 +75,7 @@ inline void fetch_ahead(const S* run, const Extent& extent) {
 // done together, so that a coefficient is loaded once for all of them; of narrow ones it stays in its register throughout.
 // before(r) comes first in each narrow run.
 template <bool wide, class Before, class Body>
-inline __attribute__((always_inline)) void for_each_vector(Extent extent, const Coefficients& k, const Before& before,
+[[gnu::always_inline]] inline void for_each_vector(Extent extent, const Coefficients& k, const Before& before,
                                                            const Body& body) {
   constexpr int64_t together = wide ? 4 : 1;
   const Held<Doubles> all = hold<Doubles, false>(k, 0);
@@ -107,12 +107,12 @@ inline __attribute__((always_inline)) void for_each_vector(Extent extent, const 
 enum class Gate { none, input, output };  // the ReLU's gate: none, the sign of z rebuilt from x, the sign of the saved y
 
 template <class V>
-inline V positive_part(V z) {
+[[gnu::always_inline]] inline V positive_part(V z) {
   return z <= V{} ? V{} : z;  // NaN stays NaN
 }
 
 template <class V, Gate gate, class S>
-inline V gated(const S* dy, const S* x, const S* saved, const Held<V>& k) {
+[[gnu::always_inline]] inline V gated(const S* dy, const S* x, const S* saved, const Held<V>& k) {
   const V g = load<V>(dy);
   if constexpr (gate == Gate::none) {
     return g;
@@ -128,11 +128,12 @@ inline V gated(const S* dy, const S* x, const S* saved, const Held<V>& k) {
 template <bool wide, bool residual, bool relu, class S>
 void normalize_block(Extent extent, Runs<const S> xs, Runs<const S> residuals, Runs<S> ys, const Coefficients& k) {
   const auto fetch = [&](int64_t r) { fetch_ahead(ys.row(r), extent); };
-  for_each_vector<wide>(extent, k, fetch, [&]<class V>(V, int64_t r, int64_t i, const Held<V>& held) {
+  const auto body = [&]<class V>(V, int64_t r, int64_t i, const Held<V>& held) __attribute__((always_inline)) {
     V z = (load<V>(xs.row(r) + i) - held.mean) * held.scale + held.bias;
     if constexpr (residual) z += load<V>(residuals.row(r) + i);
     store(relu ? positive_part(z) : z, ys.row(r) + i);
-  });
+  };
+  for_each_vector<wide>(extent, k, fetch, body);
 }
 
 template <bool wide, Gate gate, bool centred, bool residual, class S>
@@ -142,14 +143,15 @@ void gradient_block(Extent extent, Runs<const S> dys, Runs<const S> xs, Runs<con
     fetch_ahead(dxs.row(r), extent);
     if constexpr (residual) fetch_ahead(dresiduals.row(r), extent);
   };
-  for_each_vector<wide>(extent, k, fetch, [&]<class V>(V, int64_t r, int64_t i, const Held<V>& held) {
+  const auto body = [&]<class V>(V, int64_t r, int64_t i, const Held<V>& held) __attribute__((always_inline)) {
     const S* x = xs.row(r) + i;
     const V g = gated<V, gate>(dys.row(r) + i, x, gate == Gate::output ? saveds.row(r) + i : nullptr, held);
     if constexpr (residual) store(g, dresiduals.row(r) + i);
     V inner = g;
     if constexpr (centred) inner = g - held.offset - held.slope * (load<V>(x) - held.mean);
     store(held.scale * inner, dxs.row(r) + i);
-  });
+  };
+  for_each_vector<wide>(extent, k, fetch, body);
 }
 
 // The two sums of a block, sum u and sum u*v. Moments: u = v = x - shift (shift is passed as the mean). Backward: u = g,
@@ -163,7 +165,7 @@ template <class S>
 struct MomentTerms {
   Runs<const S> xs;
   template <class V>
-  Pair<V> at(int64_t r, int64_t i, const Held<V>& k) const {
+  [[gnu::always_inline]] Pair<V> at(int64_t r, int64_t i, const Held<V>& k) const {
     const V d = load<V>(xs.row(r) + i) - k.mean;
     return {d, d};
   }
@@ -174,7 +176,7 @@ template <Gate gate, class S>
 struct GradientTerms {
   Runs<const S> dys, xs, saveds;
   template <class V>
-  Pair<V> at(int64_t r, int64_t i, const Held<V>& k) const {
+  [[gnu::always_inline]] Pair<V> at(int64_t r, int64_t i, const Held<V>& k) const {
     const S* x = xs.row(r) + i;
     const V g = gated<V, gate>(dys.row(r) + i, x, gate == Gate::output ? saveds.row(r) + i : nullptr, k);
     return {g, load<V>(x) - k.mean};

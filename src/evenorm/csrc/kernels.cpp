@@ -12,7 +12,7 @@ using evenorm::read;
 using evenorm::Type;
 using evenorm::Values;
 
-enum Kind { mean_kind, scale_kind, bias_kind, offset_kind, slope_kind };
+enum Kind { mean_kind, scale_kind, bias_kind, offset_kind, slope_kind, inverse_kind };
 
 double read_or(const Values& values, int64_t g, int64_t c, double otherwise) {
   return values.data == nullptr ? otherwise : read(values, g, c);
@@ -47,21 +47,23 @@ struct Work {
     for (int64_t c = first; c < last; ++c) work(c);
   }
 
-  double deviation(double var) const { return std::sqrt(var + task.eps); }
-
-  double variance(int64_t g, int64_t c) const {
-    const double var = read(task.var, g, c);
-    return task.var_count == nullptr ? var : var / (task.var_count[g] > 0 ? task.var_count[g] : 1);
+  // A division takes as long as the arithmetic of ten elements: each channel of a small input has one, and one root.
+  double inverse_deviation(double var) const { return 1 / std::sqrt(var + task.eps); }
+  double inverse_count(int64_t g) const {
+    return task.var_count == nullptr ? 1 : 1 / (task.var_count[g] > 0 ? task.var_count[g] : 1);
   }
 
   void prepare_apply(int64_t g, int64_t panel) {
-    for_channels(panel, [&](int64_t c) { set_apply(g, c, read(task.mean, g, c), variance(g, c)); });
+    const double share = inverse_count(g);
+    for_channels(panel, [&](int64_t c) { set_apply(g, c, read(task.mean, g, c), read(task.var, g, c) * share); });
   }
 
   void set_apply(int64_t g, int64_t c, double mean, double var) {
+    const double inverse = inverse_deviation(var);
     set(mean_kind, g, c, mean);
-    set(scale_kind, g, c, read_or(task.weight, g, c, 1) / deviation(var));
+    set(scale_kind, g, c, read_or(task.weight, g, c, 1) * inverse);
     set(bias_kind, g, c, read_or(task.bias, g, c, 0));
+    plan.coefficients(inverse_kind, g)[c] = inverse;
   }
 
   void prepare_gradient(int64_t g, int64_t panel) {
@@ -69,7 +71,7 @@ struct Work {
     if (task.offset.data == nullptr) return;
     for_channels(panel, [&](int64_t c) {
       set(offset_kind, g, c, read(task.offset, g, c));
-      set(slope_kind, g, c, read(task.slope, g, c) / deviation(variance(g, c)));
+      set(slope_kind, g, c, read(task.slope, g, c) * plan.coefficients(inverse_kind, g)[c]);
     });
   }
 
@@ -145,14 +147,14 @@ struct Work {
   double& sum_out(int which, int64_t g, int64_t c) { return task.sums[which][g * task.channels + c]; }
 
   void finish_moments(int64_t g, int64_t panel, bool apply) {
-    const double count = task.count[g] > 0 ? task.count[g] : 1;
+    const double share = 1 / (task.count[g] > 0 ? task.count[g] : 1);
     for_channels(panel, [&](int64_t c) {
-      const double sum = merged(g, c, 0), square = merged(g, c, 1);
-      const double mean = *(plan.coefficients(mean_kind, g) + c) + sum / count;
-      const double m2 = square - sum * (sum / count);
+      const double sum = merged(g, c, 0), square = merged(g, c, 1), step = sum * share;
+      const double mean = plan.coefficients(mean_kind, g)[c] + step;
+      const double m2 = square - sum * step;
       sum_out(0, g, c) = mean;
       sum_out(1, g, c) = m2 < 0 ? 0 : m2;
-      if (apply) set_apply(g, c, mean, sum_out(1, g, c) / count);
+      if (apply) set_apply(g, c, mean, sum_out(1, g, c) * share);
     });
   }
 
@@ -212,13 +214,13 @@ struct Work {
     }
     const Runs<S> z{stage.buffer[3], block.width}, g{stage.buffer[4], block.width};
     if (!task.extra_is_output) normalize_any(stage.tiles(block), x, saved, z, k, false);
-    for (int64_t r = 0; r < block.rows; ++r) {
-      const S* from = task.extra_is_output ? saved.row(r) : z.row(r);
-      const S* upstream = dy.row(r);
-      S* to = g.row(r);
-      for (int64_t i = 0; i < block.width; ++i) to[i] = upstream[i];
-      curve<S>(task.activation).slope(from, to, block.width, S(task.parameter));
-    }
+    const auto copy_rows = [&](Runs<const S> from, Runs<S> to) {
+      for (int64_t r = 0; r < block.rows; ++r)
+        for (int64_t i = 0; i < block.width; ++i) to.row(r)[i] = from.row(r)[i];
+    };
+    if (task.extra_is_output) copy_rows(saved, z);
+    copy_rows(dy, g);
+    curve<S>(task.activation).slope(z.data, g.data, block.rows * block.width, S(task.parameter));
     return {{g.data, g.stride}, x, {}, Gate::none};
   }
 
@@ -253,14 +255,15 @@ struct Work {
   }
 
   void finish_gradient_sums(int64_t g, int64_t panel, bool apply) {
-    const double count = task.var_count != nullptr && task.var_count[g] > 0 ? task.var_count[g] : 1;
+    const double share = inverse_count(g);
     for_channels(panel, [&](int64_t c) {
-      const double sum_g = merged(g, c, 0), std = deviation(variance(g, c)), sum_g_xhat = merged(g, c, 1) / std;
+      const double inverse = plan.coefficients(inverse_kind, g)[c];
+      const double sum_g = merged(g, c, 0), sum_g_xhat = merged(g, c, 1) * inverse;
       sum_out(0, g, c) = sum_g;
       sum_out(1, g, c) = sum_g_xhat;
       if (!apply) return;
-      set(offset_kind, g, c, sum_g / count);
-      set(slope_kind, g, c, sum_g_xhat / count / std);
+      set(offset_kind, g, c, sum_g * share);
+      set(slope_kind, g, c, sum_g_xhat * share * inverse);
     });
   }
 

@@ -34,22 +34,22 @@ struct float16 {
   uint16_t bits;
 };
 
-inline float widen(float value) { return value; }
-inline double widen(double value) { return value; }
-inline float widen(bfloat16 value) { return std::bit_cast<float>(uint32_t(value.bits) << 16); }
+[[gnu::always_inline]] inline float widen(float value) { return value; }
+[[gnu::always_inline]] inline double widen(double value) { return value; }
+[[gnu::always_inline]] inline float widen(bfloat16 value) { return std::bit_cast<float>(uint32_t(value.bits) << 16); }
 
 // The exponent is moved by a product with 2^112, which is exact for subnormals too; inf and NaN get the top exponent back.
-inline float widen(float16 value) {
+[[gnu::always_inline]] inline float widen(float16 value) {
   const uint32_t bits = value.bits;
   const float magnitude = std::bit_cast<float>((bits & 0x7fffu) << 13) * std::bit_cast<float>(239u << 23);
   const uint32_t special = (bits & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
   return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | special | ((bits & 0x8000u) << 16));
 }
 
-inline void narrow(float value, float* out) { *out = value; }
-inline void narrow(double value, double* out) { *out = value; }
+[[gnu::always_inline]] inline void narrow(float value, float* out) { *out = value; }
+[[gnu::always_inline]] inline void narrow(double value, double* out) { *out = value; }
 
-inline void narrow(float value, bfloat16* out) {
+[[gnu::always_inline]] inline void narrow(float value, bfloat16* out) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const uint32_t nan = (bits >> 16) | 0x40u;  // quiet, and never rounded up into infinity
@@ -58,7 +58,7 @@ inline void narrow(float value, bfloat16* out) {
 
 // Normal results: add half an ulp less one plus the odd bit, then drop 13 bits. Subnormal results: adding 0.5 aligns the binary
 // point so that the float adder rounds to nearest even for us.
-inline void narrow(float value, float16* out) {
+[[gnu::always_inline]] inline void narrow(float value, float16* out) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t size = bits & 0x7fffffffu;
@@ -71,16 +71,16 @@ inline void narrow(float value, float16* out) {
 
 #if defined(__AVX512F__)
 // GCC 12 splits a 512 bit conversion into two halves and a shuffle where it is not told.
-inline Doubles widened(Floats value) { return (Doubles)_mm512_cvtps_pd((__m256)value); }
-inline Floats narrowed(Doubles value) { return (Floats)_mm512_cvtpd_ps((__m512d)value); }
+[[gnu::always_inline]] inline Doubles widened(Floats value) { return (Doubles)_mm512_cvtps_pd((__m256)value); }
+[[gnu::always_inline]] inline Floats narrowed(Doubles value) { return (Floats)_mm512_cvtpd_ps((__m512d)value); }
 #else
-inline Doubles widened(Floats value) { return __builtin_convertvector(value, Doubles); }
-inline Floats narrowed(Doubles value) { return __builtin_convertvector(value, Floats); }
+[[gnu::always_inline]] inline Doubles widened(Floats value) { return __builtin_convertvector(value, Doubles); }
+[[gnu::always_inline]] inline Floats narrowed(Doubles value) { return __builtin_convertvector(value, Floats); }
 #endif
 
 // V is Doubles for the body of a loop and double for its tail: one formula serves both.
 template <class V, class T>
-inline V load(const T* from) {
+[[gnu::always_inline]] inline V load(const T* from) {
   if constexpr (sizeof(V) == sizeof(double)) {
     return double(*from);
   } else if constexpr (sizeof(T) == sizeof(double)) {
@@ -95,7 +95,7 @@ inline V load(const T* from) {
 }
 
 template <class V, class T>
-inline void store(V value, T* to) {
+[[gnu::always_inline]] inline void store(V value, T* to) {
   if constexpr (sizeof(V) == sizeof(double)) {
     *to = T(value);
   } else if constexpr (sizeof(T) == sizeof(double)) {
@@ -107,42 +107,42 @@ inline void store(V value, T* to) {
 }
 
 template <class V>
-inline V splat(double value) {
+[[gnu::always_inline]] inline V splat(double value) {
   return value - V{};  // minus zero, unlike plus, changes no value, so that compilers leave it out
 }
 
 // The last `count` lanes; 0 in the others.
-inline Doubles last_lanes(Doubles value, int64_t count) {
+[[gnu::always_inline]] inline Doubles last_lanes(Doubles value, int64_t count) {
   Longs lane;
   for (int i = 0; i < lanes; ++i) lane[i] = i;
   return lane < Longs{} + (lanes - count) ? Doubles{} : value;
 }
 
-inline double total(Doubles value) {
+[[gnu::always_inline]] inline double total(Doubles value) {
   double sum = 0;
   for (int lane = 0; lane < lanes; ++lane) sum += value[lane];
   return sum;
 }
 
 template <class T, class S>
-inline void widen_run(const T* from, S* to, int64_t count) {
+[[gnu::always_inline]] inline void widen_run(const T* from, S* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
 }
 
 template <class S, class T>
-inline void narrow_run(const S* from, T* to, int64_t count) {
+[[gnu::always_inline]] inline void narrow_run(const S* from, T* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) narrow(from[i], to + i);
 }
 
 #if defined(__F16C__)
-inline void widen_run(const float16* from, float* to, int64_t count) {
+[[gnu::always_inline]] inline void widen_run(const float16* from, float* to, int64_t count) {
   int64_t i = 0;
   for (; i + 8 <= count; i += 8)
     _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
   for (; i < count; ++i) to[i] = widen(from[i]);
 }
 
-inline void narrow_run(const float* from, float16* to, int64_t count) {
+[[gnu::always_inline]] inline void narrow_run(const float* from, float16* to, int64_t count) {
   int64_t i = 0;
   for (; i + 8 <= count; i += 8)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));

@@ -73,7 +73,7 @@ struct Plan {
   void choose_rows(int operands, int64_t element_bytes);
 };
 
-constexpr int coefficient_kinds = 5;  // mean, scale, bias, offset, slope
+constexpr int coefficient_kinds = 6;  // mean, scale, bias, offset, slope, 1 / standard deviation
 
 inline int64_t common_divisor(int64_t a, int64_t b) { return b == 0 ? a : common_divisor(b, a % b); }
 

@@ -38,7 +38,7 @@ struct Stage {
   const Plan& plan;
   bool direct;        // operands are computed on where they lie
   int64_t limit;      // elements of a block; 0: a whole unit at once
-  alignas(64) S buffer[6][block_elements];
+  alignas(64) S buffer[6][block_elements + 16];  // apart by no power of two: equal low bits of addresses make loads wait
 
   Stage(const Plan& given, bool curved) : plan(given) {
     const bool long_runs = plan.rows || plan.task.channels == 1 || plan.length >= short_plane;
