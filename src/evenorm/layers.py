@@ -31,7 +31,7 @@ class Layer(_NormBase):
     `convert` and `freeze` make it do, has them without a constructor call.
     """
 
-    activation: str | nn.Module | None = None
+    _activation: str | None = None
     virtual_batch_size: int | None = None
     renorm: Renorm | None = None
     on_nonfinite: OnNonfinite = "skip"
@@ -99,6 +99,17 @@ class Layer(_NormBase):
             device = None if self.num_batches_tracked is None else self.num_batches_tracked.device
             counter = torch.zeros((), dtype=torch.long, device=device)
             self.register_buffer("nonfinite_batches", counter, persistent=False)
+
+    @property
+    def activation(self) -> str | nn.Module | None:
+        """What is applied in the same pass; may be set on a live layer."""
+        # torch keeps a module among the children, where a default on the class would hide it.
+        return self._modules.get("activation", self._activation)
+
+    @activation.setter
+    def activation(self, activation: str | nn.Module | None) -> None:
+        assert not isinstance(activation, nn.Module)  # torch's __setattr__ keeps those
+        self._activation = activation
 
     @property
     def average(self) -> Average:
