@@ -35,9 +35,9 @@ TIERS = (
     {"autograd", "environment", "inputs", "outputs", "updates"},
     {"functional"},
     {"layers"},
-    {"lazy"},
+    {"lazy", "verify"},
     {"models"},
-    {"bench", "calibrate_command", "doctor", "lab"},
+    {"bench", "calibrate_command", "doctor", "fold_command", "lab"},
     {"commands"},
     {"cli"},
 )
