@@ -80,12 +80,12 @@ def test_pilot_seeds_choose_the_rate_and_enter_no_verdict() -> None:
     assert analysis.endpoints[0].seeds == 10
 
 
-def wine_record(accuracy: float, *, trains: bool = True, lost: bool = False) -> Record:
+def wine_record(accuracy: float, *, learned: bool = True, lost: bool = False, loss: float | None = 0.1) -> Record:
     count = 60
-    loss = None if lost else 0.1 if trains else 0.9
+    loss = None if lost else loss
     return {
         "accuracy": [accuracy] * count,
-        "train_accuracy": [0.99 if trains else 0.4] * count,
+        "train_accuracy": [0.99 if learned else 0.4] * count,
         "test_loss": [loss] * count,
         "diverged": float(lost),
         "first_loss": 1.1,
@@ -116,7 +116,9 @@ def test_input_scale_counts_usable_rates() -> None:
     def record(trial: Trial) -> Record:
         lost = trial.rate >= 1.0
         trains = trial.rate >= (4.0**-2 if trial.arm == "raw" else 4.0**-5)
-        return wine_record(0.9, trains=trains, lost=lost)
+        if trial.seed % 2:  # either half of “trained” that fails is enough
+            return wine_record(0.9, loss=0.1 if trains else 0.9, lost=lost)
+        return wine_record(0.9, learned=trains, lost=lost)
 
     analysis = analyse(input_scale.EXPERIMENT, record)
     usable = analysis.endpoints[2]

@@ -182,7 +182,7 @@ def test_combined_verdict_is_the_worst() -> None:
         ([0.1, 0.95, 0.2, 0.9, 0.92], 1, 1),
         ([0.1, 0.95, 0.2, 0.9, 0.92], 2, 4),
         ([0.1, 0.2], 2, None),
-        ([None, 0.95, 0.95], 2, 2),
+        ([None, 1.9, 0.95], 2, 2),  # a gap counts as nothing reached
         ([0.95], 2, None),
         ([], 1, None),
     ],
