@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
+from torch.nn.utils.fusion import fuse_linear_bn_eval
 from torch.utils import _pytree as pytree
 
 import evenorm
@@ -578,6 +579,33 @@ def test_what_a_forward_leaves_behind_is_in_neither_network():
     training = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     folded = evenorm.fold(training, torch.randn(8, 4)).model
     assert training[1].num_batches_tracked == folded[1].num_batches_tracked == 0
+
+
+# Torch's own tools
+
+
+def test_torch_rounds_twice_where_ours_rounds_once():
+    torch.manual_seed(0)
+    linear, norm = nn.Linear(64, 64), nn.BatchNorm1d(64).eval()
+    shake_(norm)
+    model = nn.Sequential(linear, norm).bfloat16().eval()
+    truth = affine.merge_before(copy.deepcopy(linear).double(), affine.affine_of(norm)).weight
+    ours = evenorm.fold(model, torch.randn(8, 64).bfloat16()).model[0].weight
+    theirs = fuse_linear_bn_eval(linear, norm).weight
+    assert (ours - truth).abs().max() < (theirs - truth).abs().max() / 2
+
+
+def test_torch_answers_otherwise_where_ours_leaves():
+    sequences, images = torch.randn(8, 4, 4).double(), torch.randn(2, 4, 7, 7).double()
+    model = ready(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    assert not torch.allclose(fuse_linear_bn_eval(*model)(sequences), model(sequences))
+    torch.testing.assert_close(evenorm.fold(model, sequences).model(sequences), model(sequences))
+    model = ready(shared := nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), shared)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing it warns of what it uses itself
+        from torch.fx.experimental.optimization import fuse
+    assert not torch.allclose(fuse(fx.symbolic_trace(model))(images), model(images))
+    torch.testing.assert_close(evenorm.fold(model, images).model(images), model(images))
 
 
 # Onwards

@@ -22,7 +22,13 @@ class DataError(ValueError):
 
 
 def forward_by_default(model: nn.Module, batch: Any) -> Any:
-    """Call a network with a batch, on the network's device.
+    """Call a network with a batch, on the network's device; see `arguments`."""
+    positional, named = arguments(model, batch)
+    return model(*positional, **named)
+
+
+def arguments(model: nn.Module, batch: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Return what of a batch a network is called with, by position and by name, on the network's device.
 
     A tensor is its input. Of a tuple or list it gets the first entries, as many as it cannot do without and at
     least one: the others are labels. Of a dict it gets the entries that its ``forward`` has arguments for.
@@ -44,10 +50,8 @@ def forward_by_default(model: nn.Module, batch: Any) -> Any:
             f"got a {_described(batch)}; for others give forward=, a function of model and batch"
         )
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    return model(
-        *(_moved(value, device) for value in positional),
-        **{key: _moved(value, device) for key, value in named.items()},
-    )
+    moved = {key: _moved(value, device) for key, value in named.items()}
+    return [_moved(value, device) for value in positional], moved
 
 
 def run(model: nn.Module, batch: Any, number: int, forward: Forward | None) -> None:
