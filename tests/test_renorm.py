@@ -122,6 +122,12 @@ def test_the_corrections_take_no_gradient() -> None:
     scale = layer.weight.detach() * (batch_sigma / sigma) / batch_sigma
     expected = scale * (g - g.mean(0) - t * (g * t).mean(0))
     torch.testing.assert_close(found.movedim(1, -1).reshape(-1, 3), expected)
+    again = moved(renorm=OPEN)
+    with evenorm.no_update(again):
+        (twice,) = torch.autograd.grad(again(x), x, dy, create_graph=True)
+        functional = torch.func.grad(lambda x: (again(x) * dy).sum())(x.detach())
+    torch.testing.assert_close(twice, found)
+    torch.testing.assert_close(functional, found)
 
 
 def clipped(**options: Any) -> evenorm.BatchNorm:

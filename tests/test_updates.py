@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "debiased": {"average": evenorm.Exponential(0.3, debias=True)},
     "cumulative": {"average": evenorm.Cumulative()},
     "window": {"average": evenorm.Window(2)},
+    "window, filling": {"average": evenorm.Window(5)},
     "virtual": {"virtual_batch_size": 2},
     "renorm": {"renorm": evenorm.Renorm(start=0, r_steps=2, d_steps=3)},
     "raise": {"on_nonfinite": "raise"},
@@ -330,11 +331,11 @@ def test_skipping_keeps_the_bits_of_the_channel(options: dict[str, Any], bad: fl
     batches = torch.randn(6, 8, 3, 2)
     for number, batch in enumerate(batches):
         before = state(layer)
-        if number in (1, 4):
+        if number in (2, 4):
             batch[3, 1] = bad
             batch[5, 0] = bad
         y = layer(batch)
-        if number in (1, 4):
+        if number in (2, 4):
             after = state(layer)
             assert torch.equal(after["running_mean"][:2], before["running_mean"][:2])
             assert torch.equal(after["running_var"][:2], before["running_var"][:2])
@@ -345,6 +346,15 @@ def test_skipping_keeps_the_bits_of_the_channel(options: dict[str, Any], bad: fl
     assert all(buffer.isfinite().all() for buffer in layer.buffers())
     assert layer.nonfinite_batches == 2
     assert layer.num_batches_tracked == 6
+
+
+def test_a_window_repeats_what_it_knows_in_place_of_a_bad_batch() -> None:
+    layer, batches = evenorm.BatchNorm1d(2, average=evenorm.Window(3)), torch.randn(4, 6, 2)
+    one, _, two, three = batches[:, :, 1].mean(1)
+    batches[1, 3, 1] = math.nan
+    for batch, expected in zip(batches, (one, one, (2 * one + two) / 3, (one + two + three) / 3), strict=True):
+        layer(batch)
+        torch.testing.assert_close(layer.running_mean[1], expected)
 
 
 @ENGINES

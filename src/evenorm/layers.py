@@ -280,10 +280,10 @@ class BatchNorm(Layer, _BatchNorm):
             statistics still get the moments of the whole batch.
         renorm: `Renorm`: correct the batch towards the running statistics.
         on_nonfinite: what a batch with NaN or inf does to the running statistics: "skip" leaves those of the
-            channel as they are and counts the batch in ``nonfinite_batches``; "raise" raises; "propagate" takes
-            it in, as torch does. The output shows the NaN in any case.
+            channel as they are and counts the batch in ``nonfinite_batches``; "raise" raises, and waits for the
+            device to know; "propagate" takes it in, as torch does. The output shows the NaN in any case.
         on_single: training with one value per channel: "raise" as torch does, or "population": normalise by the
-            running statistics and leave them alone.
+            running statistics and leave them alone. In `one_update` they count with the rest of the step.
         process_group: in training, pool over these workers: None, "world", or a torch ProcessGroup. All of them
             must run the layer equally often; a worker whose batch is empty takes part and changes nothing.
 
@@ -293,7 +293,8 @@ class BatchNorm(Layer, _BatchNorm):
 
     Raises:
         TypeError: x is not a floating-point tensor.
-        ValueError: shapes that do not fit, one value per channel in training, an unknown activation.
+        ValueError: shapes that do not fit, one value per channel in training, a mask that leaves no position in
+            training (where that can be seen without waiting for a device), an unknown activation.
 
     Note:
         Statistics are computed in float32 or wider whatever the input's dtype, see `batch_norm`. Running
