@@ -187,6 +187,7 @@ def test_ctrl_c_leaves_a_clean_state_and_says_how_to_go_on(tmp_path: Path) -> No
     assert process.returncode == 130, errors
     assert "Go on with the same command" in errors
     assert "Traceback" not in errors
+    assert "Warning" not in errors
     assert output == ""
     assert list((tmp_path / "trials").rglob("*.tmp")) == []
     scale, store = Scale(2, quick=True), Store(tmp_path)

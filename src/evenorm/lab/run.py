@@ -9,7 +9,8 @@ from __future__ import annotations
 import platform
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -87,7 +88,7 @@ def train(trials: Sequence[Trial], store: Store, jobs: int, advance: Advance | N
         n_jobs=min(jobs, max(1, len(waiting))), batch_size=1, return_as="generator_unordered"
     )
     with _ignoring_interrupts():  # workers inherit this: Ctrl-C is for this process to answer
-        finished: Iterator[list[tuple[Trial, Record]]] = parallel(tasks)
+        finished: Generator[list[tuple[Trial, Record]], None, None] = parallel(tasks)
     try:
         for members in finished:
             for trial, record in members:
@@ -98,6 +99,9 @@ def train(trials: Sequence[Trial], store: Store, jobs: int, advance: Advance | N
     except BaseException:
         if parallel.n_jobs != 1:
             get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # joblib counts the stacks that were under way; they are trained again
+            finished.close()
         raise
 
 
