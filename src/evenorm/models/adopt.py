@@ -52,7 +52,7 @@ def why_not_ours(layer: nn.Module) -> str:
     if type(layer) not in OURS:
         return f"it is a {kind(layer)}, which may override anything"
     if "forward" in vars(layer):
-        return "its forward was replaced on the instance"
+        return "it had its forward replaced on the instance"
     clash = sorted({*DEFAULTS, "activation"} & {*vars(layer), *layer._modules, *layer._buffers})
     return f"it has an attribute {clash[0]!r}, which means something else to our layer" if clash else ""
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evenorm.layers import Layer
-from evenorm.models.adopt import OURS, adopt_
+from evenorm.models.adopt import adopt_, why_not_ours
 
 
 def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = False) -> nn.Module:
@@ -75,9 +75,9 @@ def unfreeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) 
 def _check_freezable(name: str, module: nn.Module) -> None:
     if module.running_mean is None or module.running_var is None:
         raise ValueError(f"{name} has no running statistics to freeze; construct it with track_running_stats=True")
-    if not isinstance(module, Layer) and type(module) not in OURS:
-        kind = f"{type(module).__module__}.{type(module).__name__}"
-        raise ValueError(f"{name} is a {kind}, which may override anything; freeze it by its own means")
+    reason = why_not_ours(module)
+    if reason:
+        raise ValueError(f"{name} {reason.removeprefix('it ')}; freeze it by its own means")
 
 
 def _require_gradient_(module: nn.Module, required: bool) -> None:
