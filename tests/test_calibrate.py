@@ -152,6 +152,14 @@ def test_sequential_gives_each_layer_the_statistics_that_it_has_in_use(make):
         x = block(x)
 
 
+def test_a_layer_that_never_evaluates_is_left_to_do_so():
+    models = [network(Stubborn).double() for _ in range(2)]
+    for model, sequential in zip(models, (False, True), strict=True):
+        evenorm.calibrate(model, images().double().split(10), sequential=sequential)
+    for one, other in zip(*map(layers, models), strict=True):
+        torch.testing.assert_close(one.running_var, other.running_var)
+
+
 def test_a_subclass_is_given_what_it_hands_on():
     layer, x = ChannelsLast(5), torch.randn(12, 5, 5)
     evenorm.calibrate(layer, x.split(5))
@@ -397,6 +405,23 @@ def test_layers_reached_twice_never_and_those_that_keep_theirs():
     assert model.fixed.running_mean.tolist() == [2, 2, 2]
     assert [layer.name for layer in calibration.layers] == ["used"]
     assert calibration.layers[0].samples == 40
+
+
+def test_a_layer_reached_twice_sees_its_own_estimate_in_its_own_pass():
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.used = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(3 * self.used(self.first(x).square()))
+
+    model, x = Loop(), torch.randn(20, 3)
+    evenorm.calibrate(model, x.split(7))
+    estimate = copy.deepcopy(model.used).eval()
+    evenorm.calibrate(model, x.split(7), sequential=True)
+    squares = model.first.eval()(x).square()
+    check(model.used, torch.cat([squares, 3 * estimate(squares)]).detach())
 
 
 def test_masked_positions_do_not_count():

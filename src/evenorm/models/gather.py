@@ -102,10 +102,9 @@ class Watch(TorchFunctionMode):
         if name is None or not _fits(x, standard["running_mean"]):
             return func(*args, **(kwargs or {}))  # which says what does not fit
         mean, var = self._see(name, x, standard.get("mask"))
-        old = standard["running_mean"], standard["running_var"]
-        standard |= {"running_mean": mean.to(old[0].dtype), "running_var": var.to(old[1].dtype)}
-        if "training" in standard:
-            standard["training"] = False
+        # Copies: a layer that is in training whatever its mode writes to what it is given.
+        standard["running_mean"] = mean.to(standard["running_mean"].dtype, copy=True)
+        standard["running_var"] = var.to(standard["running_var"].dtype, copy=True)
         return func(**{key: standard[RENAMED.get(key, key)] for key in given})
 
     def _see(self, name: str, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
