@@ -1,0 +1,73 @@
+"""Look at what activations make of batch norm's outputs: channels that a ReLU kills, or that saturate a sigmoid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from evenorm import functional
+from evenorm.models.gather import ARGUMENTS, RENAMED
+
+SATURATED = 4.0  # beyond, the slope of a sigmoid or tanh is below a fiftieth, or a thousandth
+MOSTLY = 0.95  # of a channel's values
+
+RELU = (nn.functional.relu, nn.functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+SIGMOID = (nn.functional.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_)
+TANH = (nn.functional.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_)
+ACTIVATIONS: dict[Callable[..., Any], str] = {
+    **dict.fromkeys(RELU, "relu"),
+    **dict.fromkeys(SIGMOID, "sigmoid"),
+    **dict.fromkeys(TANH, "tanh"),
+}
+
+
+class Behind(TorchFunctionMode):
+    """While entered, find each layer's activation by the very tensor it is given, and count what it loses."""
+
+    def __init__(self, layers: Mapping[str, _BatchNorm]) -> None:
+        """Take the layers by name."""
+        super().__init__()
+        self.names = {id(layer.running_mean): name for name, layer in layers.items()}
+        self.latest: tuple[Tensor, str] | None = None
+        self.counts: dict[str, tuple[str, Tensor, int]] = {}  # activation, values lost (C,), values a channel
+        self.closed = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Let every call pass, and look at batch norm's and at activations'."""
+        given = kwargs or {}
+        if self.closed:
+            return func(*args, **given)
+        if func in ACTIVATIONS and self.latest is not None and args and args[0] is self.latest[0]:
+            self._count(self.latest[1], ACTIVATIONS[func], self.latest[0], 0.0)  # before it is overwritten
+        result = func(*args, **given)
+        if func in ARGUMENTS:
+            named = dict(zip(ARGUMENTS[func], args, strict=False)) | given
+            standard = {RENAMED.get(key, key): value for key, value in named.items()}
+            name = self.names.get(id(standard.get("running_mean")))
+            if name is not None and isinstance(result, Tensor) and result.dim() >= 2:
+                self.latest = result, name
+                fused = standard.get("activation") if func is functional.infer else None
+                if fused == "relu":
+                    self._count(name, "relu", result, 0.0)
+        return result
+
+    def lost(self) -> dict[str, tuple[str, int, int]]:
+        """Return by layer: the activation, how many channels it loses, of how many."""
+        least = {"relu": 1.0, "sigmoid": MOSTLY, "tanh": MOSTLY}
+        return {
+            name: (kind, int((lost >= least[kind] * values).sum()), lost.numel())
+            for name, (kind, lost, values) in self.counts.items()
+        }
+
+    def _count(self, name: str, kind: str, y: Tensor, bound: float) -> None:
+        lost = y <= bound if kind == "relu" else y.abs() > (SATURATED if kind == "sigmoid" else SATURATED / 2)
+        sums = lost.transpose(0, 1).flatten(1).sum(1)
+        _, before, values = self.counts.get(name, (kind, torch.zeros_like(sums), 0))
+        self.counts[name] = (kind, before + sums, values + y.numel() // y.shape[1])

@@ -1,0 +1,269 @@
+"""Run a network by three kinds of statistics over the same data, which are read once; change nothing in it.
+
+Every batch runs once normalised by its own statistics, while all layers' moments are gathered. Three batches of
+four, up to a limit, run a second time by the running statistics and wait for a third time by the exact ones, which
+are known when the data have ended. So the cost stays below three passes and what they wait in below `WAITING` bytes.
+
+Legend: B batches, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from evenorm.doctor.behind import Behind
+from evenorm.doctor.padding import Padding, padding
+from evenorm.doctor.records import Record
+from evenorm.doctor.score import Loss, Tally
+from evenorm.doctor.diagnosis import Scores
+from evenorm.models.batches import DataError, Forward, arguments, forward_by_default, run
+from evenorm.models.gather import Gathered, Watch
+from evenorm.models.intact import evaluating
+from evenorm.moments import Moments
+
+SAMPLES = 10_000  # that are scored
+WAITING = 2**28  # bytes of batches that wait for the exact statistics
+LOOKED_BEHIND = 8  # batches after which an activation that never acted counts as dead
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMeasured:
+    """What the data say of one layer; statistics are (C,), those of batches (B, C).
+
+    Args:
+        mean: exact.
+        var: exact, unbiased.
+        running_mean: as found.
+        running_var: as found.
+        eps: the layer's.
+        batch_means: each batch's own mean.
+        batch_vars: each batch's own variance.
+        samples: of a batch, typically.
+        calls: how often the layer ran for each batch.
+        standard_error: of the exact mean, by how batches differ.
+        step: the weight of a new batch in the running statistics.
+    """
+
+    mean: Tensor
+    var: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    eps: float
+    batch_means: Tensor
+    batch_vars: Tensor
+    samples: float
+    calls: float
+    standard_error: Tensor | None
+    step: float
+
+    @property
+    def deviation(self) -> Tensor:
+        """What the layer divides by."""
+        return (self.var + self.eps).sqrt()
+
+    @property
+    def mean_shift(self) -> float:
+        """The distance of running from exact means, in standard deviations: root mean square over channels."""
+        return _rms((self.running_mean - self.mean) / self.deviation)
+
+    @property
+    def log_ratio(self) -> float:
+        """The distance of running from exact variances: root mean square of the ratio's logarithm."""
+        return _rms(((self.running_var + self.eps) / (self.var + self.eps)).log())
+
+    @property
+    def ratio(self) -> float:
+        """The geometric mean over channels of exact over running variance."""
+        logs = ((self.var + self.eps) / (self.running_var + self.eps)).log()
+        return math.exp(float(logs.mean())) if bool(torch.isfinite(logs).all()) else math.nan
+
+    @property
+    def mean_noise(self) -> float:
+        """How far a batch's mean is from the exact one, typically, in standard deviations."""
+        return _rms((self.batch_means - self.mean) / self.deviation)
+
+    @property
+    def variance_noise(self) -> float:
+        """The spread of the batches' own variances, as of their logarithm."""
+        logs = (self.batch_vars + self.eps).log()
+        return _rms(logs - logs.mean(0)) if len(logs) > 1 else 0.0
+
+    @property
+    def noise(self) -> float:
+        """What `mean_shift` would be by chance: by the exact means' error and by the last batches' share."""
+        error = 0.0 if self.standard_error is None else _rms(self.standard_error / self.deviation)
+        return math.hypot(error, self.mean_noise * math.sqrt(self.step / (2 - self.step)))
+
+    @property
+    def distance(self) -> float:
+        """How far running statistics are from the exact ones, beyond chance, in one number."""
+        far = math.hypot(self.mean_shift, self.log_ratio / 2)
+        return math.inf if math.isnan(far) else max(far - 2 * self.noise, 0.0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the data say of a network.
+
+    Args:
+        scores: by three kinds of statistics; None where the outputs cannot be scored.
+        layers: of the layers that were reached, in that order.
+        padding: what of the input is padding.
+        behind: by layer, the activation behind it, how many channels it loses, of how many.
+        why_not: why nothing could be measured; "" where it could.
+    """
+
+    scores: Scores | None = None
+    layers: Mapping[str, LayerMeasured] = field(default_factory=dict)
+    padding: Padding | None = None
+    behind: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
+    why_not: str = ""
+
+
+class Keeping(Watch):
+    """A watch that keeps what each batch gave to each layer, besides what they give together."""
+
+    def __init__(self, layers: Mapping[str, _BatchNorm], gather: Sequence[str]) -> None:
+        """Take the layers by name, and the names of those to gather from."""
+        super().__init__(layers, gather)
+        self.kept: dict[str, list[Moments]] = {}
+
+    def merge(self, name: str) -> Gathered:
+        """Merge what waits, and keep it."""
+        self.kept.setdefault(name, []).extend(batch for batch, _, _ in self.waiting.get(name, ()))
+        return super().merge(name)
+
+
+def measure(
+    model: nn.Module,
+    records: Sequence[Record],
+    data: Iterable[Any],
+    loss: Loss | None,
+    forward: Forward | None,
+    max_batches: int | None,
+) -> Measured:
+    """Run the data through the network; see the module.
+
+    Raises:
+        TypeError: data that are no iterable of batches.
+        ValueError: no batches, or one that the network does not take.
+    """
+    if isinstance(data, Tensor) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise TypeError(
+            f"data must be an iterable of batches, got a {type(data).__name__}; for one batch give [batch]"
+        )
+    layers = {
+        record.name: record.live
+        for record in records
+        if record.live is not None and record.mean is not None and record.var is not None
+    }
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    try:
+        with evaluating(model):
+            return _Passes(model, layers, Tally(loss), forward).over(islice(data, max_batches))
+    except DataError as error:
+        return Measured(why_not=str(error).removesuffix("; nothing was changed"))
+    finally:
+        for buffer, before in buffers:  # a network may count its forwards, say
+            if not torch.equal(buffer, before):
+                buffer.copy_(before)
+
+
+@dataclass
+class _Passes:
+    model: nn.Module
+    layers: dict[str, _BatchNorm]
+    tally: Tally
+    forward: Forward | None
+
+    def over(self, data: Iterable[Any]) -> Measured:
+        """Run all that there is to run."""
+        watch, behind = Keeping(self.layers, list(self.layers)), Behind(self.layers)
+        waiting: list[Any] = []
+        padded: Padding | None = None
+        samples, room, number = 0, WAITING, 0
+        for batch in data:
+            watch.batch = number
+            with watch:
+                by_batch = self._output(batch, number)
+            padded = padding(self._input(batch), padded)
+            size = _size(batch)
+            if self.tally.takes(by_batch, batch) and number % 4 != 3 and samples < SAMPLES and size <= room:
+                with behind:
+                    by_running = self._output(batch, number)
+                behind.closed = number + 1 >= LOOKED_BEHIND
+                self.tally.add(batch, by_batch, by_running)
+                waiting.append(batch)
+                samples, room = samples + len(by_batch), room - size
+            number += 1
+        if not number:
+            raise ValueError("data gave no batch; nothing was changed")
+        found = {name: gathered for name, gathered in watch.merge_all().items() if gathered.values.count >= 2}
+        exact = Watch(self.layers, [])
+        exact.known = {name: (one.values.mean, one.values.variance(correction=1)) for name, one in found.items()}
+        for index, batch in enumerate(waiting):
+            with exact:
+                self.tally.add_exact(index, batch, self._output(batch, index))
+        measured = {name: self._measured(name, one, watch.kept[name], number) for name, one in found.items()}
+        return Measured(self.tally.scores(), measured, padded, behind.lost())
+
+    def _output(self, batch: Any, number: int) -> Any:
+        outputs: list[Any] = []
+
+        def call(model: nn.Module, batch: Any) -> Any:
+            outputs.append((self.forward or forward_by_default)(model, batch))
+
+        run(self.model, batch, number, call)
+        return outputs[0]
+
+    def _input(self, batch: Any) -> Tensor | None:
+        if self.forward is not None:
+            return None
+        positional, named = arguments(self.model, batch)
+        return next((value for value in (*positional, *named.values()) if isinstance(value, Tensor)), None)
+
+    def _measured(self, name: str, one: Gathered, kept: list[Moments], batches: int) -> LayerMeasured:
+        layer = self.layers[name]
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        own = [moments for moments in kept if bool((moments.count > 0).all())]
+        return LayerMeasured(
+            mean=one.values.mean.double(),
+            var=one.values.variance(correction=1).double(),
+            running_mean=layer.running_mean.double(),
+            running_var=layer.running_var.double(),
+            eps=layer.eps,
+            batch_means=torch.cat([moments.mean for moments in own]).double(),
+            batch_vars=torch.cat([moments.m2 / _column(moments) for moments in own]).double(),
+            samples=one.samples / one.batches,
+            calls=one.batches / batches,
+            standard_error=one.standard_error(),
+            step=layer.momentum if layer.momentum is not None else 0.0,
+        )
+
+
+def _column(moments: Moments) -> Tensor:
+    count = moments.count
+    return count.reshape(-1, 1) if count.dim() else count
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.double().square().mean().sqrt())
+
+
+def _size(batch: Any) -> int:
+    if isinstance(batch, Tensor):
+        return batch.numel() * batch.itemsize
+    if isinstance(batch, Mapping):
+        return sum(map(_size, batch.values()))
+    if isinstance(batch, (tuple, list)):
+        return sum(map(_size, batch))
+    return 0

@@ -1,0 +1,148 @@
+"""The command `evenorm doctor`: weights, or a network with data, by name; findings as a table, JSON or a page."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evenorm.calibrate_command import BatchSize, Force, Forward, MaxBatches, Shown, Target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from evenorm.doctor.diagnosis import Diagnosis
+
+
+class Threshold(str, Enum):
+    """The severities, as the command line has them."""
+
+    note = "note"
+    warning = "warning"
+    error = "error"
+
+
+Checkpoint = Annotated[
+    Path | None,
+    typer.Argument(metavar="[WEIGHTS]", help="Weights alone: .safetensors, .pt or .pth; no code in it is run."),
+]
+Model = Annotated[str | None, typer.Option(help="package.module:factory, called without arguments.")]
+Weights = Annotated[Path | None, typer.Option(help="Its weights: .safetensors, .pt or .pth.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="package.module:loader, a folder of .npy files, or a CSV or Parquet file."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Html = Annotated[Path | None, typer.Option(help="Write a page with plots here.")]
+FailOn = Annotated[Threshold, typer.Option(help="Exit with 1 from findings of this severity on.")]
+Fix = Annotated[bool, typer.Option("--fix", help="Write a copy with exact statistics to --out; needs data.")]
+Out = Annotated[Path | None, typer.Option(help="Where --fix writes: .safetensors, .pt or .pth.")]
+
+Call = Callable[["nn.Module", Any], Any]
+
+
+def doctor(
+    checkpoint: Checkpoint = None,
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    target: Target = None,
+    batch_size: BatchSize = 100,
+    forward: Forward = None,
+    max_batches: MaxBatches = None,
+    fail_on: FailOn = Threshold.warning,
+    fix: Fix = False,
+    out: Out = None,
+    html: Html = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Say why a network with batch norm is good in train() and bad in eval(), and what to do. 0 healthy, 1 findings."""
+    from evenorm import inputs, outputs
+    from evenorm.doctor.diagnose import diagnose
+
+    _check(checkpoint, model, weights, data, fix, out)
+    if out is not None:
+        outputs.check_out(out, force)
+    if html is not None and html.exists() and not force:
+        raise FileExistsError(f"{html} is there already; --force overwrites it")
+    if checkpoint is not None:
+        _show(diagnose(inputs.load_weights(checkpoint)), None, None, html, as_json, fail_on)
+        return
+    assert model is not None
+    network = inputs.load_model(model, weights)
+    call = None if forward is None else inputs.load_object(forward, "--forward")
+
+    def examine(network: nn.Module, task: str) -> Diagnosis:
+        batches = None if data is None else Shown(inputs.load_data(data, target, batch_size), f"--data {data}", task)
+        return _named(model, lambda: diagnose(network, batches, forward=call, max_batches=max_batches))
+
+    before, after = examine(network, "examining"), None
+    if fix and out is not None and data is not None:
+        from evenorm.models.calibrate import calibrate
+
+        cured = copy.deepcopy(network)
+        batches = Shown(inputs.load_data(data, target, batch_size), f"--data {data}", "calibrating")
+        _named(model, lambda: calibrate(cured, batches, forward=call, max_batches=max_batches))
+        after = examine(cured, "examining again")
+        outputs.save_weights(out, cured.state_dict(), force)
+    _show(before, after, out, html, as_json, fail_on)
+
+
+def _check(
+    checkpoint: Path | None, model: str | None, weights: Path | None, data: str | None, fix: bool, out: Path | None
+) -> None:
+    if (checkpoint is None) == (model is None):
+        raise ValueError("give a file of weights, or --model package.module:factory with --weights, not both or none")
+    if checkpoint is not None and (weights is not None or data is not None):
+        raise ValueError("--weights and --data need --model: weights alone cannot run; drop the other file of weights")
+    if fix and (data is None or out is None):
+        raise ValueError("--fix computes new statistics from --data and writes them to --out; give --model and both")
+    if out is not None and not fix:
+        raise ValueError("--out is where --fix writes; give --fix too")
+    if fix and out is not None and weights is not None and out.resolve() == weights.resolve():
+        raise ValueError(f"--out {out} is the file of --weights, which is never overwritten; give another name")
+
+
+def _named(model: str, work: Callable[[], Any]) -> Any:
+    """Run work, and say whose error it is if it is none of ours."""
+    try:
+        return work()
+    except (ValueError, TypeError, OSError):
+        raise
+    except Exception as error:
+        raise ValueError(f"--model {model} failed: {type(error).__name__}: {error}") from error
+
+
+def _show(
+    before: Diagnosis, after: Diagnosis | None, out: Path | None, html: Path | None, as_json: bool, fail_on: Threshold
+) -> None:
+    """Print what was found, and exit with 1 if some of what is left is grave enough."""
+    from evenorm.doctor.diagnosis import Severity
+
+    if html is not None:
+        from evenorm.doctor.page import write_page
+
+        write_page(before, html)
+    if as_json:
+        fixed = {} if after is None else {"after": after.to_dict(), "out": str(out)}
+        text = json.dumps(before.to_dict() | fixed, ensure_ascii=True, indent=2, allow_nan=False)
+        print(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    else:
+        from evenorm.doctor.table import show
+
+        show(before)
+        if html is not None:
+            print(f"page: {html}")
+        if after is not None:
+            print(f"\nafter the cure: {after.summary}")
+            show(after, findings=False)
+            print(f"written: {out}")
+    left = after or before
+    if any(finding.severity >= Severity[fail_on.name.upper()] for finding in left.findings):
+        raise typer.Exit(1)
