@@ -37,7 +37,9 @@ TIERS = (
     {"layers"},
     {"lazy", "verify"},
     {"models"},
-    {"bench", "calibrate_command", "doctor", "fold_command", "lab"},
+    {"bench", "calibrate_command", "fold_command", "lab"},
+    {"doctor"},
+    {"doctor_command"},
     {"commands"},
     {"cli"},
 )

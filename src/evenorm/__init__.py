@@ -3,6 +3,9 @@
 from evenorm.averages import Cumulative as Cumulative
 from evenorm.averages import Exponential as Exponential
 from evenorm.averages import Window as Window
+from evenorm.doctor.diagnose import diagnose as diagnose
+from evenorm.doctor.diagnosis import Diagnosis as Diagnosis
+from evenorm.doctor.findings import Finding as Finding
 from evenorm.environment import Info as Info
 from evenorm.environment import info as info
 from evenorm.functional import batch_norm as batch_norm
@@ -43,7 +46,9 @@ __all__ = [
     "Calibration",
     "Conversion",
     "Cumulative",
+    "Diagnosis",
     "Exponential",
+    "Finding",
     "Folded",
     "Info",
     "LazyBatchNorm1d",
@@ -56,6 +61,7 @@ __all__ = [
     "calibrate",
     "conversion",
     "convert",
+    "diagnose",
     "fold",
     "freeze",
     "info",

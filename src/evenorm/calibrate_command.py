@@ -54,7 +54,7 @@ def calibrate(
     network = inputs.load_model(model, weights)
     batches = inputs.load_data(data, target, batch_size)
     call = None if forward is None else inputs.load_object(forward, "--forward")
-    readable: Iterable[Any] = _Shown(batches, f"--data {data}")
+    readable: Iterable[Any] = Shown(batches, f"--data {data}", "calibrating")
     if isinstance(batches, Iterator):
         readable = iter(readable)  # which says that it can be read once only
     try:
@@ -81,13 +81,15 @@ def calibrate(
     print(f"written: {out}" if out is not None else "nothing was written; --out FILE keeps the new statistics")
 
 
-class _Shown:
+class Shown:
     """Batches, with a bar on stderr where that is a terminal, and with errors that say whose they are."""
 
-    def __init__(self, batches: Iterable[Any], named: str) -> None:
-        self.batches, self.named = batches, named
+    def __init__(self, batches: Iterable[Any], named: str, task: str) -> None:
+        """Take the batches, what to call them in an error, and what is done to them, for the bar."""
+        self.batches, self.named, self.task = batches, named, task
 
     def __iter__(self) -> Iterator[Any]:
+        """Yield the batches."""
         number = 0
         try:
             for batch in self._with_bar() if sys.stderr.isatty() else self.batches:
@@ -105,4 +107,4 @@ class _Shown:
         except TypeError:
             total = None
         console = Console(stderr=True)
-        yield from track(self.batches, "calibrating", total=total, console=console, transient=True)
+        yield from track(self.batches, self.task, total=total, console=console, transient=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evenorm.calibrate_command import calibrate
+from evenorm.doctor_command import doctor
 from evenorm.fold_command import fold
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ app = typer.Typer(
 lab = typer.Typer(no_args_is_help=True)
 app.add_typer(lab, name="lab", help="Measure the claims made for batch norm on real data.")
 app.command()(calibrate)
+app.command()(doctor)
 app.command()(fold)
 
 QUICK_SEEDS, SEEDS = 4, 10

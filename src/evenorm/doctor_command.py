@@ -62,7 +62,7 @@ def doctor(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Say why a network with batch norm is good in train() and bad in eval(), and what to do. 0 healthy, 1 findings."""
+    """Say why a network is good in train() and bad in eval(), and what to do; exit with 1 if something is wrong."""
     from evenorm import inputs, outputs
     from evenorm.doctor.diagnose import diagnose
 
@@ -79,8 +79,11 @@ def doctor(
     call = None if forward is None else inputs.load_object(forward, "--forward")
 
     def examine(network: nn.Module, task: str) -> Diagnosis:
-        batches = None if data is None else Shown(inputs.load_data(data, target, batch_size), f"--data {data}", task)
-        return _named(model, lambda: diagnose(network, batches, forward=call, max_batches=max_batches))
+        batches = (
+            None if data is None else Shown(inputs.load_data(data, target, batch_size), f"--data {data}", task)
+        )
+        found: Diagnosis = _named(model, lambda: diagnose(network, batches, forward=call, max_batches=max_batches))
+        return found
 
     before, after = examine(network, "examining"), None
     if fix and out is not None and data is not None:
@@ -98,11 +101,17 @@ def _check(
     checkpoint: Path | None, model: str | None, weights: Path | None, data: str | None, fix: bool, out: Path | None
 ) -> None:
     if (checkpoint is None) == (model is None):
-        raise ValueError("give a file of weights, or --model package.module:factory with --weights, not both or none")
+        raise ValueError(
+            "give a file of weights, or --model package.module:factory with --weights, not both or none"
+        )
     if checkpoint is not None and (weights is not None or data is not None):
-        raise ValueError("--weights and --data need --model: weights alone cannot run; drop the other file of weights")
+        raise ValueError(
+            "--weights and --data need --model: weights alone cannot run; drop the other file of weights"
+        )
     if fix and (data is None or out is None):
-        raise ValueError("--fix computes new statistics from --data and writes them to --out; give --model and both")
+        raise ValueError(
+            "--fix computes new statistics from --data and writes them to --out; give --model and both"
+        )
     if out is not None and not fix:
         raise ValueError("--out is where --fix writes; give --fix too")
     if fix and out is not None and weights is not None and out.resolve() == weights.resolve():
@@ -120,15 +129,20 @@ def _named(model: str, work: Callable[[], Any]) -> Any:
 
 
 def _show(
-    before: Diagnosis, after: Diagnosis | None, out: Path | None, html: Path | None, as_json: bool, fail_on: Threshold
+    before: Diagnosis,
+    after: Diagnosis | None,
+    out: Path | None,
+    html: Path | None,
+    as_json: bool,
+    fail_on: Threshold,
 ) -> None:
     """Print what was found, and exit with 1 if some of what is left is grave enough."""
-    from evenorm.doctor.diagnosis import Severity
+    from evenorm.doctor.findings import Severity
 
     if html is not None:
-        from evenorm.doctor.page import write_page
+        from evenorm.lab.report import write_page
 
-        write_page(before, html)
+        write_page(html, before.to_html())
     if as_json:
         fixed = {} if after is None else {"after": after.to_dict(), "out": str(out)}
         text = json.dumps(before.to_dict() | fixed, ensure_ascii=True, indent=2, allow_nan=False)

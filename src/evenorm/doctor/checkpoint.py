@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from evenorm.doctor.diagnosis import Finding, Severity
+from evenorm.doctor.findings import Finding, Severity
 from evenorm.doctor.records import Record
 
 Check = Callable[[Record], Iterator[Finding]]
@@ -105,8 +105,8 @@ def too_few_updates(record: Record) -> Iterator[Finding]:
                 "updates": record.batches,
                 "initial value left in %": round(100 * left, 1),
             },
-            f"after {record.batches} updates with {known}, {100 * left:.0f} % of the running statistics are still the "
-            "0 and 1 they began with",
+            f"after {record.batches} updates with {known}, {100 * left:.0f} % of the running statistics are still "
+            "the 0 and 1 they began with",
             f"{CALIBRATE}; or train with average=evenorm.Exponential({record.momentum:g}, debias=True)",
         )
 
@@ -124,7 +124,7 @@ def dead_channels(record: Record) -> Iterator[Finding]:
             Severity.WARNING if share > 0.5 else Severity.NOTE,
             record.name,
             {"channels": dead, "of": record.weight.numel()},
-            f"the weight of {dead} of {record.weight.numel()} channels is nearly 0: they carry nothing but their bias",
+            f"the weight of {dead} of {record.weight.numel()} channels is nearly 0: they carry their bias alone",
             "prune them; or take weight and bias of batch norm out of weight decay",
         )
 
@@ -141,8 +141,8 @@ def eps_dominates(record: Record) -> Iterator[Finding]:
             Severity.WARNING if share > 0.5 else Severity.NOTE,
             record.name,
             {"channels": below, "of": record.var.numel(), "eps": record.eps},
-            f"the variance of {below} of {record.var.numel()} channels lies below eps = {record.eps:g}: they come out "
-            "smaller than the rest",
+            f"the variance of {below} of {record.var.numel()} channels lies below eps = {record.eps:g}: "
+            "they come out smaller than the rest",
             "scale what comes in up, or lower eps",
         )
 
@@ -155,7 +155,7 @@ def half_precision(record: Record) -> Iterator[Finding]:
             Severity.WARNING,
             record.name,
             {"dtype": str(record.mean.dtype)},
-            f"the running statistics are kept in {record.mean.dtype}, which has three digits and cannot take small steps",
+            f"the running statistics are kept in {record.mean.dtype}, where small steps are lost",
             "evenorm.convert(model) keeps them in float32 whatever .half() does; then " + CALIBRATE,
         )
 
@@ -226,7 +226,7 @@ def lost_parameters(state: Mapping[str, Tensor], records: Iterable[Record]) -> I
                 Severity.ERROR,
                 name.rpartition(".")[0],
                 {"tensor": name.rpartition(".")[2], "values": bad, "of": tensor.numel()},
-                f"{name.rpartition('.')[2]} holds NaN or inf in {bad} of {tensor.numel()} values: training diverged",
+                f"{name.rpartition('.')[2]} holds NaN or inf in {bad} of {tensor.numel()} values: it diverged",
                 "go back to a checkpoint from before it diverged",
             )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from evenorm.doctor.diagnosis import Finding, Scores, Severity
+from evenorm.doctor.findings import Finding, Scores, Severity
 from evenorm.doctor.live import Network, dropouts
 from evenorm.doctor.measure import LayerMeasured, Measured
 from evenorm.doctor.padding import Padding
@@ -61,10 +61,8 @@ def judged(findings: list[Finding], network: Network, measured: Measured) -> lis
     return [*explained, *others, *known]
 
 
-def _explained(
-    findings: list[Finding], network: Network, measured: Measured
-) -> tuple[list[Finding], set[str]]:
-    """Return one finding for each layer whose statistics are off, with its share of the harm; and which these are."""
+def _explained(findings: list[Finding], network: Network, measured: Measured) -> tuple[list[Finding], set[str]]:
+    """Return one finding for each layer whose statistics are off, with its share of the harm, and their names."""
     scores = measured.scores
     distances = {name: layer.distance for name, layer in measured.layers.items() if layer.distance > FAR}
     finite = {name: min(distance, 100.0) for name, distance in distances.items()}
@@ -79,9 +77,7 @@ def _explained(
             share = finite[name] / sum(finite.values())
             harm = _share_recovered(scores) * share if scores.harmful else None
             severity = _by_cost(found, scores)
-        explained.append(
-            replace(found, severity=severity, harm=harm, evidence=found.evidence | case.evidence)
-        )
+        explained.append(replace(found, severity=severity, harm=harm, evidence=found.evidence | case.evidence))
     return explained, set(distances)
 
 
@@ -109,13 +105,16 @@ def drifted(case: Case) -> Iterator[Finding]:
             "frozen-drifted",
             Severity.ERROR,
             case.name,
-            {"statistics": "frozen" if held else "moving", "weight": "trained" if live.weight.requires_grad else "frozen"},
+            {
+                "statistics": "frozen" if held else "moving",
+                "weight": "trained" if live.weight.requires_grad else "frozen",
+            },
             "the layer's statistics are frozen, and the network in front of it has moved on"
             if held
             else "weight and bias are frozen, and the statistics moved on in train(): they are of other data",
             f"evenorm.unfreeze(model); {CALIBRATE}; evenorm.freeze(model)"
             if held
-            else f"{CALIBRATE} on the data it was trained on; then evenorm.freeze(model), which holds statistics too",
+            else f"{CALIBRATE} on its own data; then evenorm.freeze(model), which holds statistics too",
         )
 
 
@@ -149,13 +148,19 @@ def foreign(case: Case) -> Iterator[Finding]:
         Severity.ERROR,
         case.name,
         {},
-        "the running statistics are not those of these weights on these data: weights were averaged or changed after, "
-        "several streams or too few or sorted batches made them, or the data are of another kind",
+        "the running statistics are not those of these weights on these data: weights were averaged or changed "
+        "after, several streams or too few or sorted batches made them, or the data are of another kind",
         CALIBRATE,
     )
 
 
-REASONS: tuple[Callable[[Case], Iterator[Finding]], ...] = (averaged, drifted, dropout_shift, padding_shift, foreign)
+REASONS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
+    averaged,
+    drifted,
+    dropout_shift,
+    padding_shift,
+    foreign,
+)
 
 
 def padded_input(network: Network, measured: Measured) -> Iterator[Finding]:
@@ -164,13 +169,11 @@ def padded_input(network: Network, measured: Measured) -> Iterator[Finding]:
     if padding is None or padding.share < PADDED or not padding.lengths:
         return
     harm = _harm_of_batches(measured)
-    yield replace(
-        _padding_finding("padding", _severity_of_batches(measured), "", padding), harm=harm
-    )
+    yield replace(_padding_finding("padding", _severity_of_batches(measured), "", padding), harm=harm)
 
 
 def mixed_streams(network: Network, measured: Measured) -> Iterator[Finding]:
-    """Batches that differ more than batches drawn at random: the variance of their means is above 1/N of the whole."""
+    """Batches that differ more than random ones: the variance of their means is above 1/N of the whole."""
     if measured.padding is not None and measured.padding.share >= PADDED and measured.padding.lengths:
         return  # which makes batches differ
     apart = [(name, layer, *_between(layer)) for name, layer in measured.layers.items()]
@@ -222,8 +225,8 @@ def small_batches(network: Network, measured: Measured) -> Iterator[Finding]:
             "noise of a batch's mean (standard deviations)": _short(layer.mean_noise),
             "noise of its variance (logarithm)": _short(layer.variance_noise),
         },
-        f"with {layer.samples:.0f} samples a batch, its own mean is off by {layer.mean_noise:.2f} standard deviations "
-        f"in {name or 'the layer'}: the network has learnt with noise that eval() does not have",
+        f"with {layer.samples:.0f} samples a batch, its own mean is off by {layer.mean_noise:.2f} standard "
+        f"deviations in {name or 'the layer'}: the network has learnt with noise that eval() does not have",
         "train with larger batches, or with evenorm.BatchNorm(..., renorm=evenorm.Renorm()), or pool over workers",
         _harm_of_batches(measured),
     )
@@ -238,7 +241,7 @@ def shared_calls(network: Network, measured: Measured) -> Iterator[Finding]:
                 Severity.WARNING if measured.scores is not None and measured.scores.harmful else Severity.NOTE,
                 name,
                 {"uses a batch": _short(layer.calls)},
-                f"the layer runs {layer.calls:g} times for each batch: its running statistics mix what it gets there",
+                f"the layer runs {layer.calls:g} times for each batch: its running statistics mix all of them",
                 "give each use a layer of its own; weight and bias may still be shared",
             )
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from evenorm.doctor import checkpoint, data_checks, live
-from evenorm.doctor.diagnosis import Diagnosis, Finding, LayerView, ranked
+from evenorm.doctor.diagnosis import Diagnosis
+from evenorm.doctor.findings import Finding, LayerView, ranked
 from evenorm.doctor.measure import Measured, measure
 from evenorm.doctor.records import Record, from_model, from_state
 from evenorm.doctor.score import Loss
@@ -107,7 +108,9 @@ def _without_doubles(findings: list[Finding]) -> list[Finding]:
     """Leave out what another finding of the same layer says better."""
     said = {(found.layer, found.code) for found in findings}
     return [
-        found for found in findings if not (found.code == "never-updated" and (found.layer, "momentum-zero") in said)
+        found
+        for found in findings
+        if not (found.code == "never-updated" and (found.layer, "momentum-zero") in said)
     ]
 
 
@@ -128,5 +131,3 @@ def _view(record: Record, measured: Measured | None) -> LayerView:
 
 def _numbers(tensor: Tensor | None) -> tuple[float, ...]:
     return () if tensor is None else tuple(tensor.detach().double().tolist())
-
-

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from evenorm.doctor.diagnosis import Finding, Severity
+from evenorm.doctor.findings import Finding, Severity
 from evenorm.doctor.records import Record
 from evenorm.layers import Layer
 from evenorm.models.walk import names
@@ -72,7 +72,7 @@ def half_frozen(network: Network) -> Iterator[Finding]:
                 Severity.WARNING,
                 record.name,
                 {"weight": "frozen", "statistics": "moving"},
-                "weight and bias are frozen (requires_grad=False), but the statistics move with every batch in train()",
+                "weight and bias are frozen (requires_grad=False), but the statistics move with every batch",
                 "evenorm.freeze(model), which holds the statistics too",
             )
 
@@ -86,9 +86,9 @@ def momentum_of_zero(network: Network) -> Iterator[Finding]:
                 Severity.ERROR,
                 record.name,
                 {"momentum": 0, "updates": record.batches if record.batches is not None else "unknown"},
-                "momentum 0 lets no batch into the running statistics: they stay what they were. In torch, momentum is "
-                "the weight of the NEW batch",
-                "evenorm.calibrate(model, data); train with momentum=0.1, or evenorm.freeze(model) if that was meant",
+                "momentum 0 lets no batch into the running statistics: they stay what they were. In torch, "
+                "momentum is the weight of the NEW batch",
+                "evenorm.calibrate(model, data); train with momentum=0.1, or evenorm.freeze(model) on purpose",
             )
 
 
@@ -118,8 +118,8 @@ def shared_layer(network: Network) -> Iterator[Finding]:
                 Severity.NOTE,
                 record.name,
                 {"places": len(places[layer])},
-                f"the layer is held at {len(places[layer])} places ({', '.join(places[layer][:4])}): if what comes by "
-                "differs, its running statistics fit none of them",
+                f"the layer is held at {len(places[layer])} places ({', '.join(places[layer][:4])}): if what comes "
+                "by differs, its running statistics fit none of them",
                 "give each place a layer of its own; weight and bias may still be shared",
             )
 
@@ -192,7 +192,7 @@ def recomputed(network: Network) -> Iterator[Finding]:
                 Severity.WARNING,
                 record.name,
                 {"block": block or "the network"},
-                "the layer lies in a checkpointed block: the recomputation in backward updates its statistics twice",
+                "the layer lies in a checkpointed block: recomputation in backward updates its statistics twice",
                 "evenorm.convert(model), whose layers recognise recomputation",
             )
 

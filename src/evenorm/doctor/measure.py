@@ -2,7 +2,7 @@
 
 Every batch runs once normalised by its own statistics, while all layers' moments are gathered. Three batches of
 four, up to a limit, run a second time by the running statistics and wait for a third time by the exact ones, which
-are known when the data have ended. So the cost stays below three passes and what they wait in below `WAITING` bytes.
+are known when the data have ended. So the cost stays below three passes, and what waits below `WAITING` bytes.
 
 Legend: B batches, C channels.
 """
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evenorm.doctor.behind import Behind
+from evenorm.doctor.findings import Scores
 from evenorm.doctor.padding import Padding, padding
 from evenorm.doctor.records import Record
 from evenorm.doctor.score import Loss, Tally
-from evenorm.doctor.diagnosis import Scores
 from evenorm.models.batches import DataError, Forward, arguments, forward_by_default, run
 from evenorm.models.gather import Gathered, Watch
 from evenorm.models.intact import evaluating

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenorm.doctor.diagnosis import Scores
+from evenorm.doctor.findings import Scores
 
 Loss = Callable[[Any, Any], Any]
 LEAST = 0.01  # a difference of scores below which nobody asks why

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from evenorm.doctor.diagnosis import Finding, Scores, Severity
+from evenorm.doctor.findings import Finding, Scores, Severity
 from evenorm.doctor.measure import Measured
 
 
@@ -17,7 +17,9 @@ def summary(findings: Sequence[Finding], layers: int, measured: Measured | None)
     cost = "" if scores is None else _cost(scores)
     if not grave:
         lost = bool(scores and scores.harmful)
-        told = "no cause was found" if lost else f"nothing is wrong in {layers} batch norm layer{'s' * (layers > 1)}"
+        told = (
+            "no cause was found" if lost else f"nothing is wrong in {layers} batch norm layer{'s' * (layers > 1)}"
+        )
         return f"{cost}: {told}" if cost else told
     return f"{cost}: {_cause(grave)}" if cost else _cause(grave)
 

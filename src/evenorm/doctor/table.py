@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from evenorm.doctor.diagnosis import Diagnosis, Severity
+from evenorm.doctor.diagnosis import Diagnosis
+from evenorm.doctor.findings import Severity
 from evenorm.doctor.text import harmless, score_line
 
 COLOURS = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
-from evenorm.doctor.diagnosis import Diagnosis, Finding, Scores
+from evenorm.doctor.findings import Finding, Scores
 
 WIDTH = 80
 SHOWN = 12  # findings; the rest are counted
 
 
-def as_text(diagnosis: Diagnosis, shown: int = SHOWN) -> str:
+def as_text(summary: str, scores: Scores | None, findings: Sequence[Finding]) -> str:
     """Return the summary, the scores, and the findings, worst first."""
-    lines = textwrap.wrap(harmless(diagnosis.summary), WIDTH)
-    if diagnosis.scores is not None:
-        lines += ["", *textwrap.wrap(score_line(diagnosis.scores), WIDTH)]
-    for finding in diagnosis.findings[:shown]:
+    lines = textwrap.wrap(harmless(summary), WIDTH)
+    if scores is not None:
+        lines += ["", *textwrap.wrap(score_line(scores), WIDTH)]
+    for finding in findings[:SHOWN]:
         lines += ["", *_finding(finding)]
-    if len(diagnosis.findings) > shown:
-        lines += ["", f"and {len(diagnosis.findings) - shown} more findings: to_dict() has them all"]
+    if len(findings) > SHOWN:
+        lines += ["", f"and {len(findings) - SHOWN} more findings: to_dict() has them all"]
     return "\n".join(lines)
 
 

@@ -62,6 +62,12 @@ def write_report(
             f"the report is a file, but {path} is a folder; give a name such as {path / 'report.html'}"
         )
     page = render_report(analyses, environment=environment, layer=layer, language=language)
+    write_page(path, page)
+    return path
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page to a file, which appears complete or not at all; folders on the way are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -72,7 +78,6 @@ def write_report(
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return path
 
 
 def render_report(
@@ -105,9 +110,9 @@ def render_report(
             environment=environment,
             layer=layer,
             limits=slider_limits(layer) if layer else None,
-            style=Markup(_source("report.css")),
+            style=Markup(source("report.css")),
             scripts=[Markup(script) for script in scripts],
-            policy=_policy(scripts),
+            policy=policy(scripts),
             data=Markup(script_json(data)),
         )
     )
@@ -137,7 +142,7 @@ def _finished(value: Any) -> Any:
     return visible(value).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
     """A style sheet or script of the package, as it is."""
     environment = jinja2.Environment(loader=_TEMPLATES, autoescape=True)
     return _TEMPLATES.get_source(environment, name)[0]
@@ -145,13 +150,13 @@ def _source(name: str) -> str:
 
 def _scripts() -> list[str]:
     """Every script of the page, the first for its head: the package's own and plotly's; no result is in any."""
-    own = [_source(name) for name in ("theme.js", "page.js", "figures.js", "downloads.js", "layer.js")]
+    own = [source(name) for name in ("theme.js", "page.js", "figures.js", "downloads.js", "layer.js")]
     scripts = [own[0], plotly.offline.get_plotlyjs(), *own[1:]]
     assert not any("</script" in script.lower() for script in scripts), "a script would end its own element"
     return scripts
 
 
-def _policy(scripts: Sequence[str]) -> str:
+def policy(scripts: Sequence[str]) -> str:
     """A Content-Security-Policy under which these scripts alone may run, and nothing may be fetched.
 
     Each script is allowed by its hash: even if text got through unescaped, its handlers would not run.

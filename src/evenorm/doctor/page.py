@@ -1,0 +1,53 @@
+"""A diagnosis as one page that needs nothing from outside, in the style of the laboratory's report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import plotly.offline
+from markupsafe import Markup
+
+from evenorm.doctor.findings import Finding, LayerView, Scores
+from evenorm.doctor.page_plots import figures
+from evenorm.doctor.text import harmless, score_line, title
+from evenorm.lab.page_data import plain, script_json, without_links
+from evenorm.lab.report import policy, source
+
+SHOWN = 200  # findings; JSON has all
+COLOURS = {"error": "CONTRADICTED", "warning": "WEAK", "note": "INCONCLUSIVE"}  # the report's classes
+WORDS = {"command_copied": "Copied", "copy_command": "Copy"}  # that the page's script writes
+
+
+def as_html(summary: str, scores: Scores | None, findings: Sequence[Finding], layers: Sequence[LayerView]) -> str:
+    """Return the page as text; its scripts run by their hashes alone, and nothing is fetched."""
+    scripts = [source("theme.js"), plotly.offline.get_plotlyjs(), source("page.js"), source("figures.js")]
+    shown = [without_links(plain(figure)) for figure in figures(scores, layers)]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("evenorm.doctor", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finished,
+    )
+    return environment.get_template("doctor.html").render(
+        summary=summary,
+        findings=[
+            {"title": title(found), "class": COLOURS[str(found.severity)], "found": found}
+            for found in findings[:SHOWN]
+        ],
+        more=max(len(findings) - SHOWN, 0),
+        scores=score_line(scores) if scores is not None else "",
+        figures=shown,
+        style=Markup(source("report.css")),
+        scripts=[Markup(script) for script in scripts],
+        policy=policy(scripts),
+        data=Markup(script_json({"words": WORDS, "analyses": [{"figures": shown}]})),
+    )
+
+
+def _finished(value: Any) -> Any:
+    """Return what an expression prints, without invisible characters."""
+    return harmless(value) if isinstance(value, str) and not isinstance(value, Markup) else value
