@@ -125,7 +125,8 @@ def revert(model: nn.Module) -> nn.Module:
     """
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, Layer)]
     called = _called_with(model)
-    why = {shown(name): _why_not_back(layer, model) or called.get(layer, "") for name, layer in layers}
+    here, owned = set(model.modules()), set(_owners(model))
+    why = {shown(name): _why_not_back(layer, here, owned) or called.get(layer, "") for name, layer in layers}
     refused = [f"{name}: {reason}" for name, reason in why.items() if reason]
     if refused:
         raise ValueError("this network cannot be reverted to torch.nn: " + "; ".join(refused))
@@ -138,17 +139,19 @@ def revert(model: nn.Module) -> nn.Module:
 
 def unfuse_(model: nn.Module) -> None:
     """Put back what `convert` let the layers take in, in place; they stay evenorm's."""
+    owners = _owners(model)
+    before: dict[fx.GraphModule, fx.Graph] = {}
     for layer in [layer for layer in model.modules() if isinstance(layer, Layer)]:
         record = taken(layer)
-        if record is None:
+        if record is None or record.origin is None:
             continue
         if isinstance(record.origin, nn.Module):
             give_back_(layer, record.origin)
-            continue
-        if record.origin is not None:
-            for module in _graph_modules(model, layer):
-                graphs.restore_(module, record.origin)
+        else:
+            before.update(dict.fromkeys(owners.get(layer, []), record.origin))
             forget_(layer)
+    for module, graph in before.items():
+        graphs.restore_(module, graph)
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,7 @@ def _called_with(model: nn.Module) -> dict[nn.Module, str]:
     return found
 
 
-def _why_not_back(layer: Layer, model: nn.Module) -> str:
+def _why_not_back(layer: Layer, here: set[nn.Module], owned: set[nn.Module]) -> str:
     """Say why a layer cannot become torch.nn's with everything back in its place; "" if it can."""
     record = taken(layer)
     if record is None:
@@ -238,7 +241,7 @@ def _why_not_back(layer: Layer, model: nn.Module) -> str:
         return lost or why_not_theirs(layer)
     if isinstance(record.origin, nn.Module):
         activation = record.origin
-        if activation not in set(model.modules()) or not isinstance(activation, Applied):
+        if activation not in here or not isinstance(activation, Applied):
             return f"its activation {record.words[0]} has left the network"
         if resolve(layer.activation) != resolve(_as_it_was(activation)):
             return f"its activation was changed to {layer.activation!r}"
@@ -246,7 +249,7 @@ def _why_not_back(layer: Layer, model: nn.Module) -> str:
         return (
             "it was fused in a graph and pickled, which the graph from before does not survive; revert, then pickle"
         )
-    elif not _graph_modules(model, layer):
+    elif layer not in owned:
         return "the graph that it was fused in has left the network"
     return why_not_theirs(layer)
 
@@ -258,13 +261,12 @@ def _as_it_was(activation: Applied) -> nn.Module:
     return former
 
 
-def _graph_modules(model: nn.Module, layer: nn.Module) -> list[fx.GraphModule]:
-    """Return the graph modules whose own graph calls a layer."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, fx.GraphModule)
-        and any(
-            node.op == "call_module" and module.get_submodule(node.target) is layer for node in module.graph.nodes
-        )
-    ]
+def _owners(model: nn.Module) -> dict[nn.Module, list[fx.GraphModule]]:
+    """Return, for each module, the graph modules whose own graph calls it."""
+    found: dict[nn.Module, list[fx.GraphModule]] = {}
+    for module in model.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                if node.op == "call_module":
+                    found.setdefault(module.get_submodule(node.target), []).append(module)
+    return found

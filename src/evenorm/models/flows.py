@@ -73,6 +73,11 @@ class Flows:
         """Follow every forward that has batch norm below it; a mode of None leaves each module in its own."""
         self.names = names(model)
         self.flows = list(_flows(model, modes, self.names))
+        self.calls: dict[nn.Module, list[list[Site]]] = {}  # of a module, for each graph that calls it
+        self.read: set[str] = set()  # the parameters and buffers that a forward reads by itself, by dotted name
+        for flow in self.flows:
+            for graph in flow.graphs:
+                self._index(flow, graph)
 
     def sites(self, module: nn.Module) -> list[Site]:
         """Return where a module is called, once for each way through the one forward that calls it.
@@ -83,12 +88,7 @@ class Flows:
         places = self.names.get(module, [])
         if len(places) > 1:
             raise LeftAloneError(f"it is used in several places: {', '.join(places)}")
-        found = [
-            [Site(flow, node) for node in graph.nodes if flow.called(node) is module]
-            for flow in self.flows
-            for graph in flow.graphs
-        ]
-        calls = [sites for sites in found if sites]
+        calls = self.calls.get(module, [])
         if any(len(sites) > 1 for sites in calls) or len({sites[0].flow.name for sites in calls}) > 1:
             raise LeftAloneError("it is called in several places")
         if not calls:
@@ -96,19 +96,20 @@ class Flows:
         flow = calls[0][0].flow
         if len(calls) < len(flow.graphs):
             raise LeftAloneError(f"{flow.forward} calls it in one mode or with some arguments only")
-        if self.reads(places[0]):
+        if any(name.startswith(f"{places[0]}.") for name in self.read):
             raise LeftAloneError("a forward reads its parameters or buffers directly")
         return [sites[0] for sites in calls]
 
-    def reads(self, name: str) -> bool:
-        """Tell whether any forward reads an attribute below a module, instead of calling it."""
-        return any(
-            f"{flow.name}.{node.target}".lstrip(".").startswith(f"{name}.")
-            for flow in self.flows
-            for graph in flow.graphs
-            for node in graph.nodes
-            if node.op == "get_attr"
-        )
+    def _index(self, flow: Flow, graph: fx.Graph) -> None:
+        here: dict[nn.Module, list[Site]] = {}
+        for node in graph.nodes:
+            module = flow.called(node)
+            if module is not None:
+                here.setdefault(module, []).append(Site(flow, node))
+            elif node.op == "get_attr":
+                self.read.add(f"{flow.name}.{node.target}".lstrip("."))
+        for module, sites in here.items():
+            self.calls.setdefault(module, []).append(sites)
 
     def _why_not(self, name: str) -> str:
         """Say why nobody is seen to call a module: the nearest forward around it that could not be followed."""
