@@ -370,7 +370,11 @@ LEFT = {
     "nothing": (lambda: nn.Sequential(nn.BatchNorm1d(3)), True, "its output leaves Sequential.forward"),
     "hook on layer": (lambda: Calls(plain, bn=_hooked(nn.BatchNorm1d(3))), True, "a hook looks at its output"),
     "hook on activation": (lambda: Calls(plain, act=_hooked(nn.ReLU())), True, "a hook on its activation act"),
-    "forward replaced": (lambda: Calls(plain, bn=_replaced(nn.BatchNorm1d(3))), False, "it had its forward replaced"),
+    "forward replaced": (
+        lambda: Calls(plain, bn=_replaced(nn.BatchNorm1d(3))),
+        False,
+        "it had its forward replaced",
+    ),
     "forward around it replaced": (
         lambda: _replaced(Calls(lambda m, x: m.act(m.bn(x)))),
         True,

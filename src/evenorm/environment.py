@@ -12,7 +12,12 @@ from evenorm.engines import cpu
 
 @dataclass(frozen=True)
 class Info:
-    """Versions, and for each engine None where it runs, else the reason why it does not."""
+    """Versions, and for each engine None where it runs, else the reason why it does not.
+
+    >>> import evenorm
+    >>> evenorm.info().engines["formulas"] is None
+    True
+    """
 
     evenorm: str
     torch: str

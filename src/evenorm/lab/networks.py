@@ -55,7 +55,7 @@ class Sigmoid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return 1 / (1 + exp(-x))."""
-        result: Tensor = _Logistic.apply(x)  # type: ignore[no-untyped-call]
+        result: Tensor = _Logistic.apply(x)
         return result
 
 
