@@ -20,7 +20,7 @@ from evenorm import functional, updates, workers
 from evenorm.averages import Average, Cumulative, Exponential, Window
 from evenorm.checks import OnNonfinite, OnSingle, check, check_count, check_eps, check_options
 from evenorm.moments import Moments, virtual_batches
-from evenorm.renorm import Anchor, Renorm, recall, remember
+from evenorm.renorm import Anchor, Renorm, keep, recall, remember
 from evenorm.workers import Group
 
 
@@ -176,6 +176,8 @@ class Layer(_NormBase):
         single = self.on_single == "population" and (mask is not None or self.gathers)
         if mean is None or var is None or batches is None or not (self.training and (self.renorm or single)):
             return None
+        if torch.compiler.is_compiling():
+            mean, var, batches = keep(mean), keep(var), keep(batches)
         limits = (self.renorm or Renorm(r_max=1.0, d_max=0.0)).limits(batches)
         return Anchor(mean, var, *limits, replaces_single=single)
 

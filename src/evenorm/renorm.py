@@ -86,6 +86,19 @@ class Anchor(NamedTuple):
     replaces_single: bool = False  # a group of one value is normalised by the running statistics altogether
 
 
+@torch.library.custom_op("evenorm::keep", mutates_args=(), schema="(Tensor statistic) -> Tensor")
+def keep(statistic: Tensor) -> Tensor:
+    """Copy a running statistic out of the reach of torch.compile, which may recompute from it in the backward.
+
+    By then the graph's own update has moved it, of which torch's partitioner takes no notice. What comes from an
+    operator that it does not know, it saves.
+    """
+    return statistic.clone()
+
+
+keep.register_fake(torch.empty_like)
+
+
 class Recalled(NamedTuple):
     """What a batch may be tied to that checkpointing computes again, when the running statistics have moved on.
 
