@@ -231,7 +231,7 @@ void narrow_sums(Extent extent, const Terms& terms, const Coefficients& k, doubl
 // Wide: a vector of channels stays in registers over some rows, so that the sums are not read and written for every row.
 template <class Terms>
 void wide_sums(Extent extent, const Terms& terms, const Coefficients& k, double* u_sum, double* uv_sum) {
-  constexpr int64_t rows_held = 8;
+  constexpr int64_t rows_held = 4;
   for (int64_t first = 0; first < extent.rows; first += rows_held) {
     const int64_t last = first + rows_held < extent.rows ? first + rows_held : extent.rows;
     const auto column = [&]<class V>(V, int64_t i) {

@@ -18,6 +18,14 @@ double read_or(const Values& values, int64_t g, int64_t c, double otherwise) {
   return values.data == nullptr ? otherwise : read(values, g, c);
 }
 
+struct Nothing {  // a phase that an operation does not have
+  void operator()(auto...) const {}
+};
+template <class Phase>
+constexpr bool is_nothing = false;
+template <>
+constexpr bool is_nothing<Nothing> = true;
+
 // One operation on one task: what its phases share.
 template <class T>
 struct Work {
@@ -26,8 +34,7 @@ struct Work {
   Plan plan;
   bool curved;  // the activation needs a block of z
 
-  Work(const Task& given, int operands)
-      : task(given), plan(given, operands, sizeof(T)), curved(given.activation > relu_code) {}
+  explicit Work(const Task& given) : task(given), plan(given), curved(given.activation > relu_code) {}
 
   Coefficients coefficients(int64_t g, int64_t panel) const {
     const int64_t at = panel * plan.panel_width;
@@ -360,7 +367,16 @@ struct Work {
     }
   }
 
-  // All phases of an operation: coefficients, sums, merge, apply; each is a function of (group, panel[, chunk]).
+  // Coefficients and merging are too little work to wake threads for, unless there are many groups.
+  template <class F>
+  void for_few_panels(F&& work) {
+    constexpr int64_t many = 64;
+    if (task.groups * plan.panels >= many) return for_each_panel(work);
+    for (int64_t g = 0; g < task.groups; ++g)
+      for (int64_t panel = 0; panel < plan.panels; ++panel) work(g, panel);
+  }
+
+  // All phases of an operation: coefficients, sums, merge, apply; each is a function of (group, panel[, chunk]) or Nothing.
   template <class Prepare, class Sums, class Finish, class Apply>
   void phases(Prepare prepare, Sums sums, Finish finish, Apply apply) {
     if (plan.fused) {
@@ -373,14 +389,12 @@ struct Work {
       });
       return;
     }
-    for_each_panel(prepare);
-    for_each_unit(false, sums);
-    for_each_panel(finish);
-    for_each_unit(true, apply);
+    for_few_panels(prepare);
+    if constexpr (!is_nothing<Sums>) for_each_unit(false, sums);
+    if constexpr (!is_nothing<Finish>) for_few_panels(finish);
+    if constexpr (!is_nothing<Apply>) for_each_unit(true, apply);
   }
 };
-
-constexpr auto nothing = [](auto...) {};
 
 struct Positions {  // one number for each group, on the stack where there are few
   int64_t few[16];
@@ -394,7 +408,7 @@ struct Positions {  // one number for each group, on the stack where there are f
 
 template <class T>
 bool pool(const Task& task, bool with_apply) {
-  Work<T> work(task, with_apply && task.extra != nullptr ? 2 : 1);
+  Work<T> work(task);
   Positions positions(task.groups);
   if (work.plan.failed || positions.data == nullptr) return false;
   work.count_valid(positions.data);
@@ -402,7 +416,7 @@ bool pool(const Task& task, bool with_apply) {
   const auto sums = [&](int64_t g, int64_t panel, int64_t chunk) { work.moment_sums(g, panel, chunk); };
   const auto finish = [&](int64_t g, int64_t panel) { work.finish_moments(g, panel, with_apply); };
   const auto apply = [&](int64_t g, int64_t panel, int64_t chunk) { work.apply(g, panel, chunk); };
-  with_apply ? work.phases(prepare, sums, finish, apply) : work.phases(prepare, sums, finish, nothing);
+  with_apply ? work.phases(prepare, sums, finish, apply) : work.phases(prepare, sums, finish, Nothing{});
   return true;
 }
 
@@ -419,9 +433,9 @@ struct TrainForward {
 struct Normalize {
   template <class T>
   static bool run(const Task& task) {
-    Work<T> work(task, 1);
+    Work<T> work(task);
     if (work.plan.failed) return false;
-    work.phases([&](int64_t g, int64_t panel) { work.prepare_apply(g, panel); }, nothing, nothing,
+    work.phases([&](int64_t g, int64_t panel) { work.prepare_apply(g, panel); }, Nothing{}, Nothing{},
                 [&](int64_t g, int64_t panel, int64_t chunk) { work.apply(g, panel, chunk); });
     return true;
   }
@@ -430,11 +444,11 @@ struct Normalize {
 struct BackwardSums {
   template <class T>
   static bool run(const Task& task) {
-    Work<T> work(task, 2);
+    Work<T> work(task);
     if (work.plan.failed) return false;
     work.phases([&](int64_t g, int64_t panel) { work.prepare_gradient(g, panel); },
                 [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient_sums(g, panel, chunk); },
-                [&](int64_t g, int64_t panel) { work.finish_gradient_sums(g, panel, false); }, nothing);
+                [&](int64_t g, int64_t panel) { work.finish_gradient_sums(g, panel, false); }, Nothing{});
     return true;
   }
 };
@@ -442,10 +456,10 @@ struct BackwardSums {
 struct InputGradient {
   template <class T>
   static bool run(const Task& task) {
-    Work<T> work(task, 2);
+    Work<T> work(task);
     if (work.plan.failed) return false;
     const bool centred = task.offset.data != nullptr;
-    work.phases([&](int64_t g, int64_t panel) { work.prepare_gradient(g, panel); }, nothing, nothing,
+    work.phases([&](int64_t g, int64_t panel) { work.prepare_gradient(g, panel); }, Nothing{}, Nothing{},
                 [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient(g, panel, chunk, centred); });
     return true;
   }
@@ -454,7 +468,7 @@ struct InputGradient {
 struct TrainBackward {
   template <class T>
   static bool run(const Task& task) {
-    Work<T> work(task, task.extra != nullptr ? 3 : 2);
+    Work<T> work(task);
     if (work.plan.failed) return false;
     work.phases([&](int64_t g, int64_t panel) { work.prepare_gradient(g, panel); },
                 [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient_sums(g, panel, chunk); },
@@ -468,7 +482,7 @@ struct TrainBackward {
 struct EvalBackward {
   template <class T>
   static bool run(const Task& task) {
-    Work<T> work(task, 2);
+    Work<T> work(task);
     if (work.plan.failed) return false;
     const bool with_sums = task.sums[0] != nullptr;
     const auto unit = [&](int64_t g, int64_t panel, int64_t chunk) {
@@ -478,7 +492,7 @@ struct EvalBackward {
     const auto finish = [&](int64_t g, int64_t panel) {
       if (with_sums) work.finish_gradient_sums(g, panel, false);
     };
-    work.phases([&](int64_t g, int64_t panel) { work.prepare_gradient(g, panel); }, unit, finish, nothing);
+    work.phases([&](int64_t g, int64_t panel) { work.prepare_gradient(g, panel); }, unit, finish, Nothing{});
     return true;
   }
 };

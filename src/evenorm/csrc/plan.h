@@ -2,7 +2,7 @@
 //
 // A chunk is a run of samples or positions, a panel a run of channels (one channel in planes); a unit is one of each, in one
 // group. Chunks depend on the shape alone, and the sums of a channel's chunks are added in their order: the bits are the same
-// for any number of threads. Which thread does which unit, and how wide a panel of rows is, changes no sum.
+// for any number of threads. Which thread does which unit changes no sum.
 #pragma once
 
 #include <cstdlib>
@@ -16,7 +16,6 @@ using evenorm::Task;
 constexpr int64_t chunk_elements = 16384;   // two or three operands of a chunk fit the level 2 cache together
 constexpr int64_t block_elements = 1024;    // what is staged at a time: six buffers of it fit the level 1 cache
 constexpr int64_t serial_elements = 32768;  // below this a second thread costs more than it brings
-constexpr int64_t cache_bytes = 1 << 20;    // of a core's level 2 cache, for what is read twice
 constexpr int64_t fetched_plane = 512;      // planes up to this are over before the processor fetches ahead by itself
 constexpr int64_t short_plane = 64;         // planes shorter than this are gathered before they are computed on
 
@@ -47,7 +46,7 @@ struct Plan {
   double* table = nullptr;         // (coefficients, groups, wide)
   void* memory = nullptr;
 
-  Plan(const Task& given, int operands, int64_t element_bytes);
+  explicit Plan(const Task& given);
   ~Plan() { std::free(memory); }
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
@@ -70,19 +69,19 @@ struct Plan {
 
   Unit unit(int64_t g, int64_t panel, int64_t chunk) const;
   int64_t chunks_in(int64_t g) const;
-  void choose_rows(int operands, int64_t element_bytes);
+  void choose_rows();
 };
 
 constexpr int coefficient_kinds = 6;  // mean, scale, bias, offset, slope, 1 / standard deviation
 
 inline int64_t common_divisor(int64_t a, int64_t b) { return b == 0 ? a : common_divisor(b, a % b); }
 
-inline Plan::Plan(const Task& given, int operands, int64_t element_bytes) : task(given), rows(given.rows) {
+inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
   const int64_t elements = task.samples * task.channels * task.positions;
   serial = task.threads == 1 || elements <= serial_elements;
   length = task.positions;
   if (rows) {
-    choose_rows(operands, element_bytes);
+    choose_rows();
   } else {
     panels = task.channels;
     segments = larger(1, divide_up(length, 2 * chunk_elements));
@@ -106,19 +105,14 @@ inline Plan::Plan(const Task& given, int operands, int64_t element_bytes) : task
   for (int64_t g = 0; g < task.groups; ++g) chunk_start[g + 1] = chunk_start[g] + chunks_in(g);
 }
 
-inline void Plan::choose_rows(int operands, int64_t element_bytes) {
+inline void Plan::choose_rows() {
   const int64_t channels = task.channels;
   if (channels < 128 && channels > 0) {
     const int64_t whole_vectors = 8 / common_divisor(channels, 8);
     repeat = divide_up(divide_up(128, channels), whole_vectors) * whole_vectors;
   }
   per_chunk = divide_up(larger(16, chunk_elements / larger(1, channels)), repeat) * repeat;
-  constexpr int64_t narrow_panel = 64;
-  int64_t most = 0;
-  for (int64_t g = 0; g < task.groups; ++g) most = larger(most, samples_of(g) * task.positions);
-  const bool fits = most * narrow_panel * element_bytes * operands <= cache_bytes;
-  fused = !serial && fits && channels >= 2 * narrow_panel * task.threads;
-  panel_width = fused ? narrow_panel : smaller(channels, block_elements);
+  panel_width = smaller(channels, block_elements);
   panels = divide_up(channels, larger(1, panel_width));
 }
 
