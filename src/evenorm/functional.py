@@ -179,7 +179,7 @@ def train(
     elif transformed():
         y, *batch = formulas.train_forward(*given)
     elif wants_gradient(x, weight, bias, inside):
-        y, *batch = autograd.Train.apply(*given)
+        y, *batch = autograd.apply(autograd.Train, *given)
     else:
         y, *batch = engines.choose(x).train_forward(*given)
     if behind is not None:
@@ -212,7 +212,7 @@ def infer(
     if transformed():
         y = formulas.normalize(*given)
     elif wants_gradient(x, weight, bias, inside):
-        y = autograd.Infer.apply(*given)
+        y = autograd.apply(autograd.Infer, *given)
     else:
         y = engines.choose(x).normalize(*given)
     return y if behind is None else behind(y, mask)
