@@ -152,6 +152,7 @@ REFUSED = {
     "unfit": (["--weights", "unfit.pt"], "unfit.pt does not fit shop:make"),
     "no such data": (["--data", "nowhere"], "--data must be package.module:loader"),
     "there": (["--out", "unfit.pt"], "unfit.pt is there already; --force overwrites it"),
+    "there, before any work": (["--out", "unfit.pt", "--data", "shop:breaks"], "unfit.pt is there already"),
     "no format": (["--out", "new.weights"], "--out must end in"),
     "no folder": (["--out", "absent/new.pt"], "there is no folder absent"),
     "number": (["--prior", "-1"], "prior must be 0 samples or more"),

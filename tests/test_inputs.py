@@ -258,6 +258,10 @@ def test_arrays_that_cannot_be_had(tmp_path):
     with pytest.raises(ValueError, match=r"objects.npy cannot be read"):
         list(load_data(str(tmp_path)))
     assert not mark.exists()
+    (tmp_path / "objects.npy").write_bytes(pickle.dumps(Bomb(mark)))
+    with pytest.raises(ValueError, match=r"objects.npy cannot be read"):
+        list(load_data(str(tmp_path)))
+    assert not mark.exists()
     (tmp_path / "objects.npy").write_bytes(b"\x93NUMPY noise")
     with pytest.raises(ValueError, match=r"objects.npy cannot be read"):
         list(load_data(str(tmp_path)))
@@ -303,8 +307,11 @@ def test_a_file_is_overwritten_by_force_alone(tmp_path):
     with pytest.raises(FileExistsError, match="is there already; --force overwrites it"):
         save_weights(path, {"a": torch.ones(1)})
     assert load_file(path)["a"] == 0
+    other = tmp_path / "other.safetensors"
+    os.link(path, other)
     save_weights(path, {"a": torch.ones(1)}, force=True)
     assert load_file(path)["a"] == 1
+    assert load_file(other)["a"] == 0  # a new file in the old one's place, not the old one written to
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])

@@ -127,6 +127,9 @@ def test_half_precision_is_merged_wide():
         model.running_var.fill_(1)
     merged = evenorm.merge_statistics(models, [1, 1e-3])
     assert merged["running_var"].dtype == torch.float16
+    models[0].running_mean.fill_(60000)
+    models[1].running_mean.fill_(-60000)  # nor does the difference
+    assert evenorm.merge_statistics(models, [1, 0])["running_mean"] == 60000
     assert merged["running_var"].item() == pytest.approx(1 + 600**2 * 1e-3 / 1.001**2, rel=1e-3)
 
 
