@@ -7,7 +7,9 @@ adds is keyword-only, and every variant of batch norm is an option of the one la
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +24,8 @@ from evenorm.checks import OnNonfinite, OnSingle, check, check_count, check_eps,
 from evenorm.moments import Moments, virtual_batches
 from evenorm.renorm import Anchor, Renorm, keep, recall, remember
 from evenorm.workers import Group
+
+_CONVERT_SYNC = inspect.unwrap(nn.SyncBatchNorm.convert_sync_batchnorm).__code__
 
 
 class Layer(_NormBase):
@@ -223,6 +227,15 @@ class Layer(_NormBase):
         }
         changed = [f"{name}={value}" for name, value in ours.items() if value is not None]
         return ", ".join([super().extra_repr(), *changed])
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """Return what torch does, but not to a conversion that would drop our options without a word."""
+        if sys._getframe(1).f_code is _CONVERT_SYNC:
+            raise TypeError(
+                "torch.nn.SyncBatchNorm has none of evenorm's options, so that this conversion would lose them; "
+                "call evenorm.set_process_group(model, 'world') instead, which pools over the same workers"
+            )
+        return super().named_children()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Layer:
         """Move or cast as torch does, but leave statistics in float32 where the cast would narrow them."""
