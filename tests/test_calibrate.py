@@ -708,7 +708,10 @@ one_empty = network()
 evenorm.calibrate(one_empty, mine * rank, process_group=dist.group.WORLD)
 answer["one empty"] = one_empty.first[1].running_var.tolist()
 ddp = torch.nn.parallel.DistributedDataParallel(network())
+synced = []  # DDP's own broadcast of buffers, which would write to them and wait for as many batches elsewhere
+ddp._sync_buffers = lambda: synced.append(1)
 ddp_report = evenorm.calibrate(ddp, mine, process_group="world")
+answer["synced"] = len(synced)
 answer["ddp"] = [layer.name for layer in ddp_report.layers], ddp.module.first[1].running_var.tolist()
 try:
     evenorm.calibrate(network(), mine if rank else [torch.full((4, 2, 7, 6), torch.nan)], process_group="world")
@@ -744,6 +747,7 @@ def test_workers_hold_the_statistics_of_all_data(tmp_path):
             assert there["standard_error"] == pytest.approx(here["standard_error"], rel=1e-5)
     assert first["one empty"] == second["one empty"]
     assert first["ddp"] == second["ddp"]
+    assert first["synced"] == second["synced"] == 0
     assert first["ddp"][0] == ["module.first.1", "module.second.1", "module.third.1"]
     assert first["ddp"][1] == first["False"]["statistics"][0][1]
     assert first["error"].startswith("first.1: its input holds NaN")
