@@ -37,10 +37,9 @@ def batches(x: Tensor, y: Tensor, size: int, seed: int = 0) -> Batches:
     return list(zip(x[order].split(size), y[order].split(size), strict=True))
 
 
-def perceptron(momentum: float | None = 0.1, dropout: float = 0.0, norm: Any = nn.BatchNorm1d) -> nn.Sequential:
+def perceptron(momentum: float | None = 0.1) -> nn.Sequential:
     def block(inputs: int) -> list[nn.Module]:
-        front: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
-        return [nn.Linear(inputs, 32, bias=False), *front, norm(32, momentum=momentum), nn.ReLU()]
+        return [nn.Linear(inputs, 32, bias=False), nn.BatchNorm1d(32, momentum=momentum), nn.ReLU()]
 
     return nn.Sequential(*block(64), *block(32), nn.Linear(32, 10))
 
@@ -91,44 +90,64 @@ def momentum_zero() -> Patient:
 
 
 def batches_of_two() -> Patient:
-    pairs = [epoch[:400] for epoch in epochs(3, size=2)]
-    model = train(convolutional(), pairs, rate=0.003)
-    return Patient(model, pairs[0], "small-batches")
+    """Pictures of very different brightness: with two in a batch, each is normalised nearly by itself."""
+
+    def network() -> nn.Sequential:
+        first = nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 16, 3, padding=1, stride=2, bias=False)
+        return nn.Sequential(*first, nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+
+    x, y = images()
+    x = x + 4 * torch.randn(len(x), 1, generator=torch.Generator().manual_seed(3))
+    pairs = [epoch[:500] for epoch in epochs(2, 2, x, y)]
+    model = train(network(), pairs, rate=0.003)
+    return Patient(model, pairs[0], "small-batches", lambda: train(network(), epochs(8, 64, x, y)))
+
+
+class Sequences(nn.Module):
+    """Rows of images as sequences of 8 steps, behind which each batch is padded to a length of its own."""
+
+    def __init__(self, masked: bool) -> None:
+        super().__init__()
+        self.masked = masked
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(8 if i == 0 else 32, 32, 3, padding=1, bias=False) for i in (0, 1)
+        )
+        self.norms = nn.ModuleList(evenorm.BatchNorm1d(32) for _ in (0, 1))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        valid = (torch.arange(x.shape[2]) < 8).expand(len(x), -1) if self.masked else None
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = norm(convolution(x), mask=valid).relu()
+        return self.head(x.amax(2))
 
 
 def padded() -> Patient:
-    """Rows of images as sequences, behind which each batch is padded to a length of its own."""
-
     def pad(data: Batches, seed: int) -> Batches:
-        lengths = torch.randint(8, 65, (len(data),), generator=torch.Generator().manual_seed(seed)).tolist()
+        lengths = torch.randint(8, 200, (len(data),), generator=torch.Generator().manual_seed(seed)).tolist()
         return [
-            (nn.functional.pad(x.view(-1, 8, 8).transpose(1, 2), (0, length - 8)), y)
+            (nn.functional.pad(1 + x.view(-1, 8, 8).transpose(1, 2), (0, length - 8)), y)
             for (x, y), length in zip(data, lengths, strict=True)
         ]
 
-    model = nn.Sequential(
-        nn.Conv1d(8, 32, 3, padding=1, bias=False),
-        nn.BatchNorm1d(32),
-        nn.ReLU(),
-        nn.Conv1d(32, 32, 3, padding=1, bias=False),
-        nn.BatchNorm1d(32),
-        nn.ReLU(),
-        nn.AdaptiveMaxPool1d(1),
-        nn.Flatten(),
-        nn.Linear(32, 10),
-    )
-    train(model, [pad(epoch, seed) for seed, epoch in enumerate(epochs(6))])
-    return Patient(model, pad(epochs(1)[0], 99), "padding")
+    training = [pad(epoch, seed) for seed, epoch in enumerate(epochs(4))]
+    model = train(Sequences(masked=False), training)
+    return Patient(model, pad(epochs(1)[0], 99), "padding", lambda: train(Sequences(masked=True), training))
 
 
 def two_domains() -> Patient:
     """Bright and dark images, each batch of one kind, through the same layers."""
 
     def both(data: Batches) -> Batches:
-        return [(x if number % 2 else 0.2 * x + 3, y) for number, (x, y) in enumerate(data)]
+        return [(x if number % 2 else 0.7 * x + 2, y) for number, (x, y) in enumerate(data)]
+
+    def mixed() -> nn.Module:
+        x, y = images()
+        dark = torch.arange(len(x)).unsqueeze(1) % 2 == 0
+        return train(perceptron(), epochs(12, 64, torch.where(dark, 0.7 * x + 2, x), y))
 
     model = train(perceptron(), [both(epoch) for epoch in epochs(6)])
-    return Patient(model, both(epochs(1)[0]), "mixed-streams")
+    return Patient(model, both(epochs(1)[0]), "mixed-streams", mixed)
 
 
 def weights_averaged() -> Patient:
@@ -149,7 +168,17 @@ def one_bad_batch() -> Patient:
 
 
 def dropout_before() -> Patient:
-    return Patient(train(perceptron(dropout=0.5), epochs(6)), epochs(1)[0], "dropout-shift")
+    def network(p: float) -> nn.Sequential:
+        blocks = [
+            part
+            for inputs in (64, 48, 48, 48)
+            for part in (nn.Linear(inputs, 48), nn.Sigmoid(), nn.Dropout(p), nn.BatchNorm1d(48))
+        ]
+        return nn.Sequential(*blocks, nn.Linear(48, 10))
+
+    return Patient(
+        train(network(0.8), epochs(8)), epochs(1)[0], "dropout-shift", lambda: train(network(0.0), epochs(8))
+    )
 
 
 def frozen_and_drifted() -> Patient:

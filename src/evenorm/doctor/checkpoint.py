@@ -94,7 +94,7 @@ def too_few_updates(record: Record) -> Iterator[Finding]:
     if record.batches is None or record.batches <= 0 or record.momentum is None or not 0 < record.momentum < 1:
         return
     left = (1 - record.momentum) ** record.batches
-    if left >= STALE and not record.debiased:
+    if left >= STALE and not record.debiased and not _refuted(record, left):
         known = f"momentum {record.momentum:g}" if record.live is not None else "torch's default momentum of 0.1"
         yield Finding(
             "stale-statistics",
@@ -106,9 +106,14 @@ def too_few_updates(record: Record) -> Iterator[Finding]:
                 "initial value left in %": round(100 * left, 1),
             },
             f"after {record.batches} updates with {known}, {100 * left:.0f} % of the running statistics are still "
-            "the 0 and 1 they began with",
+            "the 0 and 1 they began with, if nothing has calibrated them since",
             f"{CALIBRATE}; or train with average=evenorm.Exponential({record.momentum:g}, debias=True)",
         )
+
+
+def _refuted(record: Record, left: float) -> bool:
+    """Tell whether statistics cannot hold so much of the initial value: no variance is below what is left of 1."""
+    return record.var is not None and bool((record.var.float() < 0.99 * left).any())
 
 
 def dead_channels(record: Record) -> Iterator[Finding]:

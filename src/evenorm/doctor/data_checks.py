@@ -16,6 +16,8 @@ from evenorm.doctor.padding import Padding
 
 CALIBRATE = "evenorm.calibrate(model, data)"
 FAR = 0.1  # standard deviations, beyond chance, from which on running and exact statistics differ
+HELPS = 0.2  # the share of the loss from which on a cause counts as one
+FEW = 8  # samples a batch
 PADDED = 0.05  # the share of positions from which on padding is worth a word
 NOISY = 0.15  # a batch's mean is typically so many standard deviations off; or its variance's logarithm twice that
 APART = 0.8  # the share of the variance between batches that two clusters explain; 0.64 is what chance does
@@ -23,7 +25,8 @@ APART = 0.8  # the share of the variance between batches that two clusters expla
 # Why a layer's statistics are wrong, the likeliest first: the first of these that a layer has explains its harm.
 STATISTICS = (
     *("not-finite", "negative-variance", "zero-variance", "averaged-weights", "momentum-zero", "never-updated"),
-    *("stale-statistics", "frozen-drifted", "dropout-shift", "padding-shift", "foreign-statistics"),
+    *("stale-statistics", "frozen-drifted", "dropout-shift", "padding", "mixed-streams", "small-batches"),
+    *("noisy-statistics", "foreign-statistics"),
 )
 ALWAYS = {"not-finite", "negative-variance"}  # that are errors whatever the data say
 
@@ -54,9 +57,13 @@ def judged(findings: list[Finding], network: Network, measured: Measured) -> lis
     scores = measured.scores
     explained, done = _explained(findings, network, measured)
     rest = [found for found in findings if not (found.layer in done and found.code in STATISTICS)]
-    rest = [_softened(found, scores) for found in rest]
+    right = set(measured.layers) - done  # whatever their counters say
+    rest = [found for found in rest if not (found.layer in right and found.code == "stale-statistics")]
+    rest = [_softened(found, scores, right) for found in rest]
     others = [found for check in CHECKS for found in check(network, measured)]
     dropout = {found.layer for found in explained if found.code == "dropout-shift"}
+    if any(found.code == "padding" for found in explained):  # a note would say it again
+        others = [found for found in others if found.code != "padding" or found.severity > Severity.NOTE]
     known = [found for found in rest if not (found.code == "dropout-in-front" and found.layer in dropout)]
     return [*explained, *others, *known]
 
@@ -64,7 +71,7 @@ def judged(findings: list[Finding], network: Network, measured: Measured) -> lis
 def _explained(findings: list[Finding], network: Network, measured: Measured) -> tuple[list[Finding], set[str]]:
     """Return one finding for each layer whose statistics are off, with its share of the harm, and their names."""
     scores = measured.scores
-    distances = {name: layer.distance for name, layer in measured.layers.items() if layer.distance > FAR}
+    distances = _distances(measured)
     finite = {name: min(distance, 100.0) for name, distance in distances.items()}
     explained = []
     for name in distances:
@@ -79,6 +86,19 @@ def _explained(findings: list[Finding], network: Network, measured: Measured) ->
             severity = _by_cost(found, scores)
         explained.append(replace(found, severity=severity, harm=harm, evidence=found.evidence | case.evidence))
     return explained, set(distances)
+
+
+def _distances(measured: Measured) -> dict[str, float]:
+    """Return how far off the statistics of those layers are where it matters.
+
+    If nothing is farther off than chance would have it, and exact statistics help nevertheless, then the chance
+    that is in the running statistics does the harm.
+    """
+    beyond = {name: layer.distance for name, layer in measured.layers.items() if layer.distance > FAR}
+    scores = measured.scores
+    if beyond or scores is None or not (scores.harmful and _share_recovered(scores) > HELPS):
+        return beyond
+    return {name: layer.far for name, layer in measured.layers.items() if layer.far > FAR}
 
 
 def averaged(case: Case) -> Iterator[Finding]:
@@ -138,7 +158,30 @@ def dropout_shift(case: Case) -> Iterator[Finding]:
 def padding_shift(case: Case) -> Iterator[Finding]:
     """Padding in the input, another share of it than in training."""
     if case.padding is not None and case.padding.share >= PADDED and case.padding.lengths:
-        yield _padding_finding("padding-shift", Severity.ERROR, case.name, case.padding)
+        yield _padding_finding("padding", Severity.ERROR, case.name, case.padding)
+
+
+def mixed(case: Case) -> Iterator[Finding]:
+    """Batches of several streams: the running statistics are those of the last few."""
+    if _mixed(case.layer, case.padding):
+        yield _mixed_finding(Severity.ERROR, case.name, case.layer)
+
+
+def noisy(case: Case) -> Iterator[Finding]:
+    """Statistics that are as far off as an average over the last few batches is by chance."""
+    layer = case.layer
+    if layer.distance > FAR and layer.samples > FEW:
+        return
+    last = 2 / layer.step - 1 if layer.step else math.inf
+    yield Finding(
+        "small-batches" if layer.samples <= FEW else "noisy-statistics",
+        Severity.ERROR,
+        case.name,
+        {"momentum": layer.step, "samples a batch": _short(layer.samples)},
+        f"momentum {layer.step:g} averages over the last {last:.0f} batches of {layer.samples:.0f} samples or so, "
+        "and these differ too much for that",
+        f"{CALIBRATE}; train with larger batches, a smaller momentum, or average=evenorm.Cumulative()",
+    )
 
 
 def foreign(case: Case) -> Iterator[Finding]:
@@ -159,6 +202,8 @@ REASONS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
     drifted,
     dropout_shift,
     padding_shift,
+    mixed,
+    noisy,
     foreign,
 )
 
@@ -173,31 +218,12 @@ def padded_input(network: Network, measured: Measured) -> Iterator[Finding]:
 
 
 def mixed_streams(network: Network, measured: Measured) -> Iterator[Finding]:
-    """Batches that differ more than random ones: the variance of their means is above 1/N of the whole."""
-    if measured.padding is not None and measured.padding.share >= PADDED and measured.padding.lengths:
-        return  # which makes batches differ
-    apart = [(name, layer, *_between(layer)) for name, layer in measured.layers.items()]
-    worst = max(apart, key=lambda one: one[2], default=None)
-    if worst is None:
-        return
-    name, layer, between, explained = worst
-    if between < max(0.1, 4 / layer.samples) or len(layer.batch_means) < 4:
-        return
-    two = explained > APART and len(layer.batch_means) >= 8
-    yield Finding(
-        "mixed-streams",
-        _severity_of_batches(measured),
-        name,
-        {
-            "share of the variance between batches": _short(between),
-            "by chance at most": _short(1 / layer.samples),
-            "share of that between two clusters": _short(explained),
-        },
-        f"{between:.0%} of the variance lies between batches, where random ones have {1 / layer.samples:.1%}: "
-        + ("two streams of data go through one layer" if two else "batches are sorted, or of several streams"),
-        "mix the streams in every batch; or give each stream batch norm layers of its own",
-        _harm_of_batches(measured),
-    )
+    """Batches that differ more than random ones, where that is most."""
+    apart = {name: layer for name, layer in measured.layers.items() if _mixed(layer, measured.padding)}
+    if apart:
+        name = max(apart, key=lambda name: apart[name].between)
+        found = _mixed_finding(_severity_of_batches(measured), name, apart[name])
+        yield replace(found, harm=_harm_of_batches(measured))
 
 
 def small_batches(network: Network, measured: Measured) -> Iterator[Finding]:
@@ -270,14 +296,29 @@ CHECKS: tuple[Callable[[Network, Measured], Iterator[Finding]], ...] = (
 )
 
 
-def _between(layer: LayerMeasured) -> tuple[float, float]:
-    """Return the share of the variance that lies between batches, and how much of that two clusters explain."""
-    means = (layer.batch_means - layer.mean) / layer.deviation
-    between = float(means.square().mean())
-    if len(means) < 4 or between == 0:
-        return between, 0.0
-    _, _, directions = torch.linalg.svd(means - means.mean(0), full_matrices=False)
-    return between, _two_clusters((means - means.mean(0)) @ directions[0])
+def _mixed(layer: LayerMeasured, padding: Padding | None) -> bool:
+    """Tell whether batches differ more than random ones: these have at most 1/N of the variance between them."""
+    padded = padding is not None and padding.share >= PADDED and padding.lengths  # which makes batches differ
+    return not padded and len(layer.batch_means) >= 4 and layer.between > max(0.1, 4 / layer.samples)
+
+
+def _mixed_finding(severity: Severity, name: str, layer: LayerMeasured) -> Finding:
+    means = (layer.batch_means - layer.batch_means.mean(0)) / layer.deviation
+    explained = _two_clusters(means @ torch.linalg.svd(means, full_matrices=False)[2][0])
+    two = explained > APART and len(means) >= 8
+    return Finding(
+        "mixed-streams",
+        severity,
+        name,
+        {
+            "share of the variance between batches": _short(layer.between),
+            "by chance at most": _short(1 / layer.samples),
+            "share of that between two clusters": _short(explained),
+        },
+        f"{layer.between:.0%} of the variance lies between batches, {1 / layer.samples:.1%} would by chance: "
+        + ("two streams of data go through one layer" if two else "batches are sorted, or of several streams"),
+        "mix the streams in every batch; or give each stream batch norm layers of its own",
+    )
 
 
 def _two_clusters(scores: Tensor) -> float:
@@ -328,12 +369,13 @@ def _by_cost(found: Finding, scores: Scores) -> Severity:
         return found.severity
     if not scores.harmful:
         return Severity.NOTE
-    return Severity.ERROR if _share_recovered(scores) > 0.2 else Severity.NOTE
+    return Severity.ERROR if _share_recovered(scores) > HELPS else Severity.NOTE
 
 
-def _softened(found: Finding, scores: Scores | None) -> Finding:
+def _softened(found: Finding, scores: Scores | None, right: set[str]) -> Finding:
     """Return a finding about statistics, which the data do not confirm, as a note."""
-    quiet = scores is not None and not scores.harmful and found.code in (*STATISTICS, "dropout-in-front")
+    unharmed = found.layer in right or (scores is not None and not scores.harmful)
+    quiet = unharmed and found.code in (*STATISTICS, "dropout-in-front")
     return replace(found, severity=Severity.NOTE) if quiet and found.code not in ALWAYS else found
 
 
@@ -345,7 +387,7 @@ def _harm_of_batches(measured: Measured) -> float | None:
 def _severity_of_batches(measured: Measured) -> Severity:
     """What exact statistics do not give back is what the batch itself gives."""
     harm = _harm_of_batches(measured)
-    return Severity.ERROR if harm is not None and harm > 0.2 else Severity.NOTE
+    return Severity.ERROR if harm is not None and harm > HELPS else Severity.NOTE
 
 
 def _short(number: float) -> float | str:

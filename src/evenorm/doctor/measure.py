@@ -86,6 +86,11 @@ class LayerMeasured:
         return math.exp(float(logs.mean())) if bool(torch.isfinite(logs).all()) else math.nan
 
     @property
+    def between(self) -> float:
+        """The share of the variance that lies between batches."""
+        return self.mean_noise**2
+
+    @property
     def mean_noise(self) -> float:
         """How far a batch's mean is from the exact one, typically, in standard deviations."""
         return _rms((self.batch_means - self.mean) / self.deviation)
@@ -100,13 +105,23 @@ class LayerMeasured:
     def noise(self) -> float:
         """What `mean_shift` would be by chance: by the exact means' error and by the last batches' share."""
         error = 0.0 if self.standard_error is None else _rms(self.standard_error / self.deviation)
-        return math.hypot(error, self.mean_noise * math.sqrt(self.step / (2 - self.step)))
+        return math.hypot(error, self.mean_noise * self._averaged)
+
+    @property
+    def _averaged(self) -> float:
+        """What an exponential average leaves of the noise of batches."""
+        return math.sqrt(self.step / (2 - self.step))
+
+    @property
+    def far(self) -> float:
+        """How far running statistics are from the exact ones, in one number; inf where one is no number."""
+        far = math.hypot(self.mean_shift, self.log_ratio / 2)
+        return math.inf if math.isnan(far) else far
 
     @property
     def distance(self) -> float:
-        """How far running statistics are from the exact ones, beyond chance, in one number."""
-        far = math.hypot(self.mean_shift, self.log_ratio / 2)
-        return math.inf if math.isnan(far) else max(far - 2 * self.noise, 0.0)
+        """How far running statistics are from the exact ones, beyond chance."""
+        return max(self.far - 2 * math.hypot(self.noise, self.variance_noise / 2 * self._averaged), 0.0)
 
 
 @dataclass(frozen=True)
@@ -165,15 +180,15 @@ def measure(
         for record in records
         if record.live is not None and record.mean is not None and record.var is not None
     }
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    buffers = [(buffer, buffer.clone(), _version(buffer)) for buffer in model.buffers() if not buffer.is_meta]
     try:
         with evaluating(model):
             return _Passes(model, layers, Tally(loss), forward).over(islice(data, max_batches))
     except DataError as error:
         return Measured(why_not=str(error).removesuffix("; nothing was changed"))
     finally:
-        for buffer, before in buffers:  # a network may count its forwards, say
-            if not torch.equal(buffer, before):
+        for buffer, before, version in buffers:  # a network may count its forwards, say
+            if version is None or _version(buffer) != version:
                 buffer.copy_(before)
 
 
@@ -248,6 +263,11 @@ class _Passes:
             standard_error=one.standard_error(),
             step=layer.momentum if layer.momentum is not None else 0.0,
         )
+
+
+def _version(buffer: Tensor) -> int | None:
+    """Return what grows with every write; None for a tensor of inference mode, which keeps no such count."""
+    return None if buffer.is_inference() else buffer._version
 
 
 def _column(moments: Moments) -> Tensor:

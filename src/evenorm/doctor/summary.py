@@ -68,7 +68,19 @@ HEADLINES: dict[str, Callable[[Finding, str], str]] = {
     ),
     "frozen-drifted": lambda found, layers: f"{layers} frozen by halves: statistics and weights have drifted apart",
     "dropout-shift": lambda found, layers: f"dropout in front of {layers} raised the running variances",
-    "padding-shift": lambda found, layers: f"padding entered the statistics of {layers}",
+    "mixed-streams": lambda found, layers: (
+        f"batches are sorted, or of several streams that share one layer ({found.layer})"
+    ),
+    "padding": lambda found, layers: (
+        f"padding, {found.evidence['padded positions']:.0%} of all positions, entered the statistics"
+    ),
+    "small-batches": lambda found, layers: (
+        f"batches of {found.evidence['samples a batch']:g} are too small for statistics of their own"
+    ),
+    "noisy-statistics": lambda found, layers: (
+        f"the running statistics of {layers} are those of the last few batches "
+        f"(momentum {found.evidence['momentum']:g})"
+    ),
     "foreign-statistics": lambda found, layers: (
         f"the running statistics of {layers} are not those of these weights on these data"
     ),
