@@ -13,8 +13,8 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = False) -
     """Freeze the batch norm layers of a network, in place, until `unfreeze`.
 
     A frozen layer normalises by its running statistics and does not change them, in ``train()`` too. No call of
-    ``train()`` or ``eval()`` undoes that; it is copied and pickled with the layer, shows in its repr, and leaves the
-    keys of the state_dict alone. torch.nn's layers become evenorm's, in place.
+    ``train()`` or ``eval()`` undoes that; it is copied and pickled with the layer, shows in its repr, and leaves
+    the keys of the state_dict alone. torch.nn's layers become evenorm's, in place.
 
     Args:
         model: a network, or a single layer.
