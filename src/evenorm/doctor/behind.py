@@ -68,6 +68,6 @@ class Behind(TorchFunctionMode):
 
     def _count(self, name: str, kind: str, y: Tensor, bound: float) -> None:
         lost = y <= bound if kind == "relu" else y.abs() > (SATURATED if kind == "sigmoid" else SATURATED / 2)
-        sums = lost.transpose(0, 1).flatten(1).sum(1)
+        sums = lost.sum([dim for dim in range(y.dim()) if dim != 1])
         _, before, values = self.counts.get(name, (kind, torch.zeros_like(sums), 0))
         self.counts[name] = (kind, before + sums, values + y.numel() // y.shape[1])

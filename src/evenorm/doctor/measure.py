@@ -31,7 +31,7 @@ from evenorm.moments import Moments
 
 SAMPLES = 10_000  # that are scored
 WAITING = 2**28  # bytes of batches that wait for the exact statistics
-LOOKED_BEHIND = 8  # batches after which an activation that never acted counts as dead
+LOOKED_BEHIND = 128  # samples after which an activation that never acted counts as dead
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,10 +214,10 @@ class _Passes:
             if self.tally.takes(by_batch, batch) and number % 4 != 3 and samples < SAMPLES and size <= room:
                 with behind:
                     by_running = self._output(batch, number)
-                behind.closed = number + 1 >= LOOKED_BEHIND
                 self.tally.add(batch, by_batch, by_running)
                 waiting.append(batch)
-                samples, room = samples + len(by_batch), room - size
+                samples, room = samples + self.tally.counts[-1], room - size
+                behind.closed = samples >= LOOKED_BEHIND
             number += 1
         if not number:
             raise ValueError("data gave no batch; nothing was changed")
