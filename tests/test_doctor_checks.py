@@ -76,7 +76,11 @@ PLANTED = [
 ]
 
 
-@pytest.mark.parametrize(("code", "severity", "change", "evidence"), PLANTED, ids=lambda value: getattr(value, "__name__", str(value))[:24])
+@pytest.mark.parametrize(
+    ("code", "severity", "change", "evidence"),
+    PLANTED,
+    ids=lambda value: getattr(value, "__name__", str(value))[:24],
+)
 def test_what_is_planted_in_a_checkpoint_is_found(code, severity, change, evidence):
     state = network().state_dict()
     change(state)
