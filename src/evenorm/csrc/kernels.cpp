@@ -34,7 +34,13 @@ struct Work {
   Plan plan;
   bool curved;  // the activation needs a block of z
 
-  explicit Work(const Task& given) : task(given), plan(given), curved(given.activation > relu_code) {}
+  bool keeps;   // g is put where dx will lie, so that the activation's slope is computed once
+
+  explicit Work(const Task& given)
+      : task(given),
+        plan(given),
+        curved(given.activation > relu_code),
+        keeps(curved && sizeof(T) == sizeof(S)) {}
 
   Coefficients coefficients(int64_t g, int64_t panel) const {
     const int64_t at = panel * plan.panel_width;
@@ -249,7 +255,7 @@ struct Work {
     }
   }
 
-  void gradient_sums(int64_t g, int64_t panel, int64_t chunk) {
+  void gradient_sums(int64_t g, int64_t panel, int64_t chunk, bool keep) {
     double* u = cleared(g, panel, chunk, 0);
     double* uv = cleared(g, panel, chunk, 1);
     const Coefficients k = coefficients(g, panel);
@@ -258,6 +264,7 @@ struct Work {
       const Gradient given = gradient_of(stage, block, k);
       plan.rows ? sum_gated<true>(stage.tiles(block), given, k, u, uv)
                 : sum_gated<false>(stage.tiles(block), given, k, u, uv);
+      if (keep) stage.keep(given.g, task.out, block);
     });
   }
 
@@ -305,11 +312,12 @@ struct Work {
     }
   }
 
-  void gradient(int64_t g, int64_t panel, int64_t chunk, bool centred) {
+  void gradient(int64_t g, int64_t panel, int64_t chunk, bool centred, bool kept) {
     const Coefficients k = coefficients(g, panel);
     Stage<T> stage(plan, curved);
     stage.for_each_block(plan.unit(g, panel, chunk), [&](const Unit& block) {
-      const Gradient given = gradient_of(stage, block, k);
+      const Gradient given = kept ? Gradient{stage.kept(task.out, block, 4), stage.input(task.x, block, 0), {}, Gate::none}
+                                  : gradient_of(stage, block, k);
       const Runs<S> dx = stage.output(task.out, block, 3);
       const Runs<S> dresidual = task.dresidual == nullptr ? Runs<S>{} : stage.output(task.dresidual, block, 5);
       const Tiles tiles = stage.tiles(block);
@@ -447,7 +455,7 @@ struct BackwardSums {
     Work<T> work(task);
     if (work.plan.failed) return false;
     work.phases([&](int64_t g, int64_t panel) { work.prepare_gradient(g, panel); },
-                [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient_sums(g, panel, chunk); },
+                [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient_sums(g, panel, chunk, false); },
                 [&](int64_t g, int64_t panel) { work.finish_gradient_sums(g, panel, false); }, Nothing{});
     return true;
   }
@@ -460,7 +468,7 @@ struct InputGradient {
     if (work.plan.failed) return false;
     const bool centred = task.offset.data != nullptr;
     work.phases([&](int64_t g, int64_t panel) { work.prepare_gradient(g, panel); }, Nothing{}, Nothing{},
-                [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient(g, panel, chunk, centred); });
+                [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient(g, panel, chunk, centred, false); });
     return true;
   }
 };
@@ -471,9 +479,9 @@ struct TrainBackward {
     Work<T> work(task);
     if (work.plan.failed) return false;
     work.phases([&](int64_t g, int64_t panel) { work.prepare_gradient(g, panel); },
-                [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient_sums(g, panel, chunk); },
+                [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient_sums(g, panel, chunk, work.keeps); },
                 [&](int64_t g, int64_t panel) { work.finish_gradient_sums(g, panel, true); },
-                [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient(g, panel, chunk, true); });
+                [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient(g, panel, chunk, true, work.keeps); });
     return true;
   }
 };
@@ -486,8 +494,8 @@ struct EvalBackward {
     if (work.plan.failed) return false;
     const bool with_sums = task.sums[0] != nullptr;
     const auto unit = [&](int64_t g, int64_t panel, int64_t chunk) {
-      if (with_sums) work.gradient_sums(g, panel, chunk);
-      work.gradient(g, panel, chunk, false);
+      if (with_sums) work.gradient_sums(g, panel, chunk, work.keeps);
+      work.gradient(g, panel, chunk, false, with_sums && work.keeps);
     };
     const auto finish = [&](int64_t g, int64_t panel) {
       if (with_sums) work.finish_gradient_sums(g, panel, false);

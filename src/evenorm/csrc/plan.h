@@ -14,7 +14,9 @@ namespace {
 using evenorm::Task;
 
 constexpr int64_t chunk_elements = 16384;   // two or three operands of a chunk fit the level 2 cache together
-constexpr int64_t block_elements = 1024;    // what is staged at a time: six buffers of it fit the level 1 cache
+constexpr int64_t block_elements = 2048;    // what is staged at a time: the three or four buffers in use fit the level 1 cache
+constexpr int64_t widest_panel = 256;       // channels whose sums, coefficients and some rows fit the level 1 cache
+constexpr int64_t fewest_rows = 64;         // of a chunk, or writing its sums costs more than a few per cent of reading it
 constexpr int64_t serial_elements = 32768;  // below this a second thread costs more than it brings
 constexpr int64_t fetched_plane = 512;      // planes up to this are over before the processor fetches ahead by itself
 constexpr int64_t short_plane = 64;         // planes shorter than this are gathered before they are computed on
@@ -111,8 +113,8 @@ inline void Plan::choose_rows() {
     const int64_t whole_vectors = 8 / common_divisor(channels, 8);
     repeat = divide_up(divide_up(128, channels), whole_vectors) * whole_vectors;
   }
-  per_chunk = divide_up(larger(16, chunk_elements / larger(1, channels)), repeat) * repeat;
-  panel_width = smaller(channels, block_elements);
+  per_chunk = divide_up(larger(fewest_rows, chunk_elements / larger(1, channels)), repeat) * repeat;
+  panel_width = smaller(channels, widest_panel);
   panels = divide_up(channels, larger(1, panel_width));
 }
 

@@ -77,12 +77,31 @@ struct Stage {
     return plan.task.mask + block.position + (plan.rows ? r : r * plan.length);
   }
 
+  // Contiguous, and nothing to look up run by run.
+  bool whole(const Unit& block) const { return block.stride == block.width && plan.task.mask == nullptr && plan.rows; }
+
+  // What an earlier pass has left in an output, with no conversion: for g, which lies where dx will.
+  void keep(Runs<const S> values, void* base, const Unit& block) const {
+    T* to = static_cast<T*>(base) + block.offset;
+    for (int64_t r = 0; r < block.rows; ++r) narrow_run(values.row(r), to + r * block.stride, block.width);
+  }
+  Runs<const S> kept(const void* base, const Unit& block, int slot) {
+    const T* from = static_cast<const T*>(base) + block.offset;
+    for (int64_t r = 0; r < block.rows; ++r)
+      widen_run(from + r * block.stride, buffer[slot] + r * block.width, block.width);
+    return {buffer[slot], block.width};
+  }
+
   // `fill` is what stands at invalid positions: a coefficient for each channel, or null for 0.
   Runs<const S> input(const void* base, const Unit& block, int slot, const double* fill = nullptr) {
     const T* from = static_cast<const T*>(base) + block.offset;
     if constexpr (sizeof(T) == sizeof(S))
       if (direct) return {from, block.stride};
     S* to = buffer[slot];
+    if (whole(block)) {
+      widen_run(from, to, block.rows * block.width);
+      return {to, block.width};
+    }
     for (int64_t r = 0; r < block.rows; ++r) {
       S* run = to + r * block.width;
       fetch_ahead(from + r * block.stride, {1, block.width, plan.ahead});
@@ -104,6 +123,7 @@ struct Stage {
   void finish_output(void* base, const Unit& block, int slot) {
     if (direct) return;
     T* to = static_cast<T*>(base) + block.offset;
+    if (whole(block)) return narrow_run(buffer[slot], to, block.rows * block.width);
     for (int64_t r = 0; r < block.rows; ++r) {
       S* run = buffer[slot] + r * block.width;
       fetch_ahead(to + r * block.stride, {1, block.width, plan.ahead});
