@@ -17,22 +17,6 @@ import evenorm
 import workers_battery
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], str]:
-    """Run the battery once with 2 and once with 3 workers; return each check's traceback, "" where it passed."""
-    found: dict[tuple[int, str], str] = {}
-    for world in (2, 3):
-        folder = tmp_path_factory.mktemp(f"world{world}")
-        run(workers_battery.main, world, folder)
-        for rank in range(world):
-            path = folder / f"outcome-{world}-{rank}.json"
-            results = json.loads(path.read_text()) if path.exists() else {}
-            for name in workers_battery.CHECKS:
-                text = results.get(name, "this worker never came to it")
-                found[world, name] = found.get((world, name), "") + (f"rank {rank}: {text}" if text else "")
-    return found
-
-
 def run(function: object, world: int, folder: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=function, args=(rank, world, str(folder))) for rank in range(world)]
@@ -44,10 +28,19 @@ def run(function: object, world: int, folder: Path) -> None:
             process.kill()
 
 
-@pytest.mark.parametrize("name", list(workers_battery.CHECKS))
 @pytest.mark.parametrize("world", [2, 3])
-def test_workers(outcomes: dict[tuple[int, str], str], world: int, name: str) -> None:
-    assert not outcomes[world, name], outcomes[world, name]
+def test_the_battery(world: int, tmp_path: Path) -> None:
+    """All checks in one test a world: starting its processes costs more than most checks do."""
+    run(workers_battery.main, world, tmp_path)
+    wrong = {}
+    for rank in range(world):
+        path = tmp_path / f"outcome-{world}-{rank}.json"
+        results = json.loads(path.read_text()) if path.exists() else {}
+        for name in workers_battery.CHECKS:
+            text = results.get(name, "this worker never came to it")
+            if text:
+                wrong[f"{name}, rank {rank}"] = text
+    assert not wrong, "\n".join(f"{name}: {text}" for name, text in wrong.items())
 
 
 def test_the_example_equals_one_process() -> None:

@@ -363,7 +363,7 @@ def diverge(rank: int, how: str) -> None:
     first, second = (layer(torch.float32, channels, process_group="world") for _ in range(2))
     model = nn.Sequential(first, second)
     x = draw(4, channels, dtype=torch.float32)
-    with evenorm.verify_workers(model, timeout=5):
+    with evenorm.verify_workers(model, timeout=30):
         if how != "channels":
             model(x)
         if rank == 1 and how == "mode":
