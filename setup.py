@@ -172,6 +172,8 @@ class bdist_wheel(BdistWheel):  # noqa: N801
         self.run_command("build")
         build = self.get_finalized_command("build_ext")
         self.root_is_pure = not (Path(build.build_lib) / "evenorm" / ENGINE).exists()
+        if self.root_is_pure:
+            self.distribution.ext_modules = None  # or all files would be filed under the platform
         super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
