@@ -1,11 +1,11 @@
 """evenorm: batch normalisation for PyTorch, done completely."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from evenorm.averages import Cumulative as Cumulative
 from evenorm.averages import Exponential as Exponential
 from evenorm.averages import Window as Window
-from evenorm.doctor.diagnose import diagnose as diagnose
-from evenorm.doctor.diagnosis import Diagnosis as Diagnosis
-from evenorm.doctor.findings import Finding as Finding
 from evenorm.environment import Info as Info
 from evenorm.environment import info as info
 from evenorm.functional import batch_norm as batch_norm
@@ -36,6 +36,11 @@ from evenorm.renorm import Renorm as Renorm
 from evenorm.updates import no_update as no_update
 from evenorm.updates import one_update as one_update
 from evenorm.verify import verify_workers as verify_workers
+
+if TYPE_CHECKING:
+    from evenorm.doctor.diagnose import diagnose as diagnose
+    from evenorm.doctor.diagnosis import Diagnosis as Diagnosis
+    from evenorm.doctor.findings import Finding as Finding
 
 __version__ = "0.1.0"
 __all__ = [
@@ -76,3 +81,17 @@ __all__ = [
     "unfreeze",
     "verify_workers",
 ]
+
+# The doctor is a tool for a moment, and a third of what would have to be read: it is imported when it is called.
+_LATER = {
+    "diagnose": "evenorm.doctor.diagnose",
+    "Diagnosis": "evenorm.doctor.diagnosis",
+    "Finding": "evenorm.doctor.findings",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name of the doctor's at its first use."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
