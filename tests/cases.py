@@ -1,4 +1,6 @@
-"""The one table of cases that tests and benchmarks share: inputs by name, the same values at every call.
+"""The one table of cases of the tests: inputs by name, the same values at every call.
+
+The shapes that are timed stand in evenorm.bench.rows, so that an installed evenorm can time them too.
 
 A case says what an input looks like (shape, layout, dtype) and how its values are made; a test crosses the
 cases with what it wants to see. Legend: x is (N, C, *positions).
@@ -234,27 +236,3 @@ def _rows() -> list[Case]:
 
 
 CASES = {case.name: case for case in _rows()}
-
-_BENCH_SHAPES: list[Shape] = [
-    (60, 100),
-    (128, 256),
-    (1024, 1024),
-    (8192, 256),
-    (100000, 32),
-    (131072, 16),
-    (16, 256, 1000),
-    (32, 64, 56, 56),
-    (32, 256, 56, 56),
-    (32, 128, 28, 28),
-    (32, 256, 14, 14),
-    (32, 2048, 7, 7),
-    (16, 64, 112, 112),
-    (8, 3, 224, 224),
-    (4, 32, 16, 28, 28),
-]
-BENCH_ROWS = [
-    Case(f"{'×'.join(map(str, shape))}{', channels_last' * (layout != 'contiguous')}", shape, layout=layout)
-    for shape in _BENCH_SHAPES
-    for layout in ("contiguous", "channels_last")
-    if layout == "contiguous" or len(shape) > 3
-]
