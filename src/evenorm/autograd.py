@@ -153,7 +153,7 @@ class TrainPooled(torch.autograd.Function):
             anchor = anchor.of(batch)
         tied = tie(batch, anchor, setting.eps)
         y = engine.normalize(x, tied.mean, tied.var, weight, bias, residual, setting._replace(eps=0.0))
-        ctx.engine, ctx.setting, ctx.among = engine, setting._replace(mask=None), among
+        ctx.engine, ctx.setting, ctx.among = engine, _with_mask(setting, None), among
         ctx.anchor = None if anchor is None else Anchor(*(_copy(item) for item in anchor))
         saved = _to_rebuild(y, residual, setting)
         ctx.save_for_backward(x, weight, bias, residual, saved, setting.mask, batch.count, *tied)
@@ -167,7 +167,7 @@ class TrainPooled(torch.autograd.Function):
         if dy is None:
             return (None,) * 7
         x, weight, bias, residual, saved, mask, count, *tied = ctx.saved_tensors
-        setting = ctx.setting._replace(mask=mask)
+        setting = _with_mask(ctx.setting, mask)
         if again():
             inputs = (x, weight, bias, residual)
             return *_differentiable(dy, inputs, setting, ctx.anchor, ctx.among), None, None, None

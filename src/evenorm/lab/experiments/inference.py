@@ -101,6 +101,7 @@ def train(trials: Sequence[Trial]) -> list[Record]:
             fixed = [
                 (_members(layer.running_mean, members), _members(layer.running_var, members)) for layer in layers
             ]
+            # B023: the lambda is called and forgotten before `fixed` changes.
             _evaluate(curves, name, _logits(network, test.x, lambda index, x: fixed[index]), test)  # noqa: B023
         _evaluate(curves, EXACT, _logits(network, test.x, _exact(network, training)), test)
     curves.put(**_unit(network, training, test))
