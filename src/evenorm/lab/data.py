@@ -1,14 +1,22 @@
-"""Real data that ships inside scikit-learn, split into training and test sets."""
+"""Data by name: what ships inside scikit-learn and what a user brings, split into training and test sets.
+
+A trial names its data in its settings, so that its numbers can be told from those of the same trial on others; a
+trial that names none is on its experiment's own.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import TypeAlias
 
 import torch
 from sklearn.datasets import load_digits, load_wine
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+
+from evenorm.lab.trials import Trial
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Split:
         mean = self.x_train.mean(0)
         deviation = self.x_train.std(0, correction=0)
         scale = torch.where(deviation > 0, deviation, 1.0)  # a constant column stays 0
-        return Split((self.x_train - mean) / scale, self.y_train, (self.x_test - mean) / scale, self.y_test)
+        return replace(self, x_train=(self.x_train - mean) / scale, x_test=(self.x_test - mean) / scale)
 
 
 @cache
@@ -50,6 +58,37 @@ def wine(seed: int) -> Split:
     """Return 178 wines with 13 columns, in a stratified split 142/36 that the seed draws."""
     x, y = load_wine(return_X_y=True)
     return _split(x, y, test_size=36, seed=seed)
+
+
+Draw: TypeAlias = "Callable[[int], Split]"  # the split of a seed; the same object for the same seed
+
+_DRAWS: dict[str, Draw] = {"digits": lambda seed: digits(), "wine": wine}
+
+
+def dataset(name: str, seed: int = 0) -> Split:
+    """Return the named data, as split for the seed where splits are drawn by seeds.
+
+    Raises:
+        ValueError: no data of this name is known to this process.
+    """
+    if name not in _DRAWS:
+        raise ValueError(
+            f"there is no data named {name!r}; choose from {', '.join(_DRAWS)}, or give a file: --data"
+        )
+    return _DRAWS[name](seed)
+
+
+def split_of(trial: Trial, default: str) -> Split:
+    """Return the data that a trial names by the setting `data`, or the default where it names none."""
+    return dataset(dict(trial.settings).get("data", default), trial.seed)  # type: ignore[arg-type]  # a name is a str
+
+
+def share(name: str, draw: Draw) -> None:
+    """Make data known under a name, in this process: workers are handed the draw along with their first stack.
+
+    The name must hold a hash of the content: equal names are taken for equal data, here and among stored trials.
+    """
+    _DRAWS[name] = draw
 
 
 def _split(x: object, y: object, *, test_size: int, seed: int) -> Split:
