@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import evenorm
@@ -87,3 +91,95 @@ def test_torchs_conversion_to_sync_batch_norm_is_loud() -> None:
     with pytest.raises(TypeError, match="set_process_group"):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert list(model.named_children())
+
+
+@pytest.fixture
+def group() -> Iterator[dist.ProcessGroup]:
+    """A group of this process alone, in a world of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield dist.new_group([0])
+    finally:
+        dist.destroy_process_group()
+
+
+def state_of(layer: nn.Module) -> list[object]:
+    """Return who a layer is and all its attributes, in their order, tensors by identity."""
+    shown = {
+        name: {key: id(item) for key, item in value.items()} if isinstance(value, dict) else value
+        for name, value in vars(layer).items()
+    }
+    return [id(layer), type(layer), list(shown.items())]
+
+
+@pytest.mark.parametrize("kind", ["default", "group", "world"])
+def test_torchs_sync_batch_norm_becomes_ours_and_torchs_again(kind: str, group: dist.ProcessGroup) -> None:
+    given = {"default": None, "group": group, "world": dist.group.WORLD}[kind]
+    torch.manual_seed(0)
+    layer = nn.SyncBatchNorm(4, momentum=0.3, process_group=given)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.ReLU())
+    layer.register_forward_hook(lambda module, inputs, y: None)
+    with torch.no_grad():
+        layer.running_var.uniform_(0.5, 2)
+    before, state = state_of(layer), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = torch.randn(4, 3, 5, 5)
+    expected = model.eval()(x)
+
+    evenorm.convert(model)
+    assert model[1] is layer
+    assert type(layer) is evenorm.BatchNorm
+    assert layer.process_group == "world" if given is None else layer.process_group is given
+    assert layer.momentum == 0.3
+    torch.testing.assert_close(model(x), expected)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name])
+    model.train()(x)
+    assert layer.num_batches_tracked == 1
+
+    layer.load_state_dict({name[2:]: value for name, value in state.items() if name[0] == "1"})
+    evenorm.revert(model.eval())
+    for module in (layer, model):
+        module.train()
+    assert state_of(layer) == before
+    assert torch.equal(model.eval()(x), expected)
+
+
+def test_torchs_sync_batch_norm_takes_in_what_follows() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4), nn.ReLU())
+    evenorm.convert(model)
+    assert model[1].activation == "relu"
+    assert [type(module) for module in evenorm.revert(model)] == [nn.Conv2d, nn.SyncBatchNorm, nn.ReLU]
+    assert model[1].process_group is None
+
+
+def test_what_of_sync_batch_norm_stays_as_it_is() -> None:
+    outside = nn.SyncBatchNorm(3, process_group=dist.GroupMember.NON_GROUP_MEMBER)
+    assert "no group that this worker is in" in evenorm.conversion(outside).layers[0].reason
+    alone = evenorm.set_process_group(evenorm.convert(nn.SyncBatchNorm(3)), None)
+    with pytest.raises(ValueError, match="BatchNorm does with no process_group"):
+        evenorm.revert(alone)
+    frozen = evenorm.freeze(nn.SyncBatchNorm(3))
+    assert (frozen.frozen, frozen.process_group) == (True, "world")
+    assert type(evenorm.revert(evenorm.unfreeze(frozen))) is nn.SyncBatchNorm
+
+
+def test_copies_share_the_group(group: dist.ProcessGroup) -> None:
+    model = nn.Sequential(
+        evenorm.BatchNorm1d(3, process_group=group), evenorm.BatchNorm1d(3, process_group="world")
+    )
+    for copied in (copy.deepcopy(model), nn.Sequential(*map(copy.copy, model))):
+        assert copied[0] is not model[0]
+        assert copied[0].process_group is group
+        assert copied[1].process_group == "world"
+        assert list(vars(copied[0])) == list(vars(model[0]))
+
+
+def test_pickles_know_the_world_and_no_other_group(group: dist.ProcessGroup, tmp_path: Path) -> None:
+    for named in ("world", dist.group.WORLD):
+        layer = evenorm.BatchNorm1d(3, process_group=named)
+        assert pickle.loads(pickle.dumps(layer)).process_group == "world"
+    torch.save(layer, tmp_path / "layer.pt")
+    assert torch.load(tmp_path / "layer.pt", weights_only=False).process_group == "world"
+    for write in (pickle.dumps, lambda module: torch.save(module, tmp_path / "group.pt")):
+        with pytest.raises(TypeError, match=r"call evenorm\.set_process_group\(model, None\) first"):
+            write(evenorm.BatchNorm1d(3, process_group=group))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import UninitializedBuffer
 
@@ -236,6 +237,16 @@ class Layer(_NormBase):
                 "call evenorm.set_process_group(model, 'world') instead, which pools over the same workers"
             )
         return super().named_children()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles are made of; see `workers.Held` for the process group."""
+        group = vars(self).get("process_group")
+        return vars(self) | ({"process_group": workers.Held(group)} if isinstance(group, ProcessGroup) else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a copy or a pickle, as torch does."""
+        held = state.get("process_group")
+        super().__setstate__(state | ({"process_group": held.group} if isinstance(held, workers.Held) else {}))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Layer:
         """Move or cast as torch does, but leave statistics in float32 where the cast would narrow them."""

@@ -26,6 +26,30 @@ class Workers(NamedTuple):
     shift: Tensor | None
 
 
+class Held:
+    """A process group in a layer's state: copies share it, and pickles know it only if it is the world.
+
+    Any other group means nothing outside the processes that made it.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        """Hold the group."""
+        self.group = group
+
+    def __deepcopy__(self, memo: Any) -> Held:
+        """Return the same group: a copy of a layer pools with the same workers."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the world by its name, and refuse any other group."""
+        if self.group is dist.group.WORLD:
+            return str, ("world",)
+        raise TypeError(
+            "a process_group belongs to the processes that made it and cannot be pickled; save the state_dict, or "
+            "call evenorm.set_process_group(model, None) first and give the group again after loading"
+        )
+
+
 # Up to here gathering is taken. These messages are latency, not bandwidth: a ring gathers in W - 1 hops, a tree
 # reduces in 2 log2 W, so that the two meet between 4 and 8 workers; and a gathered merge has one order of sums for
 # any backend (docs/guide/workers.md).
