@@ -12,6 +12,7 @@ import evenorm.cli
 from evenorm.lab import run
 from evenorm.lab.experiment import Scale
 from evenorm.lab.experiments import EXPERIMENTS
+from evenorm.lab.language import Text
 from evenorm.lab.results import Analysis, Claim, Endpoint, Verdict
 from evenorm.lab.store import Store
 
@@ -38,8 +39,8 @@ ENDPOINT = Endpoint(
 )  # fmt: skip
 ANALYSIS = Analysis(
     experiment="speed", title="Speed", claim=Claim("속도", "speed", "the document", "how fast?"), protocol="p",
-    rule="r", verdict=Verdict.REPRODUCED, answer="Ten times.", endpoints=(ENDPOINT,), figures=(), published=(),
-    command="evenorm lab run speed",
+    rule="r", verdict=Verdict.REPRODUCED, answer=Text("Ten times.", "열 배."), endpoints=(ENDPOINT,), figures=(),
+    published=(), command="evenorm lab run speed",
 )  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def finished(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
     monkeypatch.setattr(run, "run", instantly)
     monkeypatch.setattr(run, "report", instantly)
-    monkeypatch.setattr(run, "write", lambda analyses, scale, store, folder: folder / "report.html")
+    monkeypatch.setattr(run, "write", lambda analyses, scale, store, folder, language: folder / "report.html")
     return calls
 
 
@@ -100,6 +101,14 @@ def test_json_is_json(
     assert content["experiments"][0]["endpoints"][0]["low"] == 3.0
 
 
+@pytest.mark.parametrize("command", ["run", "report"])
+def test_verdicts_in_korean(
+    command: str, finished: list[tuple[object, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("lab", command, "speed", "--lang", "ko", "--out", str(tmp_path)) == 0
+    assert "speed: 재현됨. 열 배." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -130,6 +139,7 @@ def test_options_make_the_scale(
         (["lab", "run", "--seeds", "many"], "--seeds"),
         (["lab", "fly"], "fly"),
         (["lab", "run", "--fly"], "--fly"),
+        (["lab", "report", "--lang", "fr"], "--lang"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

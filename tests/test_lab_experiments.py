@@ -14,6 +14,7 @@ from evenorm.lab.experiment import Experiment, Scale
 from evenorm.lab.experiments import EXPERIMENTS, inference, input_scale, speed
 from evenorm.lab.results import Analysis, Verdict
 from evenorm.lab.trials import PILOT_SEEDS, Record, Trial, settings, stacks
+from readers_sentences import untranslated
 
 TEN = Scale(10)
 
@@ -169,6 +170,9 @@ def test_inference_gives_the_verdict_of_made_up_trials(
     assert analysis.verdict is expected
 
 
+NOT_YET_IN_KOREAN = {"speed", "input-scale", "inference"}
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_real_records_are_json_and_can_be_analysed(name: str) -> None:
     import plotly.graph_objects
@@ -188,6 +192,8 @@ def test_real_records_are_json_and_can_be_analysed(name: str) -> None:
     assert analysis.rule
     assert analysis.command == f"evenorm lab run {name} --quick --seeds 2"
     assert any("2 seeds are a look" in note for note in analysis.notes)
+    if name not in NOT_YET_IN_KOREAN:
+        assert untranslated(analysis) == []
 
 
 def test_the_documents_sentences_are_its_own() -> None:

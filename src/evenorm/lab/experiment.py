@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from evenorm.lab.language import Text
 from evenorm.lab.results import Analysis, Claim
 from evenorm.lab.trials import Record, Trial
 
@@ -25,7 +26,12 @@ class Scale:
         """Return what a reader must know about a run too small to judge by."""
         floor = 2 / 2**self.seeds
         return (
-            (f"{self.seeds} seeds are a look: the exact test cannot go below p = {floor:g}.",)
+            (
+                Text(
+                    f"{self.seeds} seeds are a look: the exact test cannot go below p = {floor:g}.",
+                    f"시드 {self.seeds}개는 훑어보는 정도다. 정확 검정의 p는 {floor:g}보다 작아질 수 없다.",
+                ),
+            )
             if floor > 0.05
             else ()
         )

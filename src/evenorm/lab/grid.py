@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from evenorm.lab.experiment import Scale
+from evenorm.lab.language import Text, korean
 from evenorm.lab.trials import PILOT_SEEDS, Record, Trial
 
 Measure: TypeAlias = "Callable[[Record], float]"
@@ -53,9 +54,16 @@ class Grid:
     def notes(self, best: Mapping[str, Cell], words: Mapping[str, str]) -> list[str]:
         """Return what limits the choice of rates: an edge of the grid, and trials that diverged."""
         notes = [
-            f"The best rate {words[arm]}, {rate:g}, is at the edge of the grid: a better one may lie beyond."
+            Text(
+                f"The best rate {words[arm]}, {rate:g}, is at the edge of the grid: a better one may lie beyond.",
+                f"{korean(words[arm])}: 가장 좋은 학습률 {rate:g}은 격자의 끝이다. 더 나은 값이 더 있을 수 있다.",
+            )
             for arm, (_, rate) in best.items()
             if rate in (self.rates[0], self.rates[-1])
         ]
         lost = sum(record["diverged"] for record in self._records.values())
-        return [*notes, f"{lost:.0f} of {len(self._records)} trials diverged."]
+        of = len(self._records)
+        return [
+            *notes,
+            Text(f"{lost:.0f} of {of} trials diverged.", f"시행 {of}개 가운데 {lost:.0f}개가 발산했다."),
+        ]

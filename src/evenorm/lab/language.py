@@ -30,6 +30,11 @@ class Text(str):
         return str(self), self.korean
 
 
+def korean(text: str) -> str:
+    """Return a sentence's Korean, or the sentence itself where it has none: to build a longer one of."""
+    return text.korean if isinstance(text, Text) else text
+
+
 def translate(value: Value, language: str) -> Value:
     """Return the value with every `Text` in it, however deep, as a plain str of the language ("en" or "ko")."""
     return _translate(value, language)  # type: ignore[no-any-return]  # the same shape comes back, which no type says

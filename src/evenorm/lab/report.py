@@ -18,6 +18,7 @@ import plotly.offline
 from markupsafe import Markup
 
 from evenorm.lab.interval_plot import interval_plot
+from evenorm.lab.language import translate
 from evenorm.lab.layer_page import LayerView, slider_limits
 from evenorm.lab.page_data import interval_numbers, number, p_value, plain, script_json, visible, without_links
 from evenorm.lab.report_words import words
@@ -50,7 +51,7 @@ def write_report(
         path: the HTML file; folders on the way are made, an older report is replaced.
         environment: versions and machine, as the footer shall show them.
         layer: the trained unit to take apart; without it the page has no such section.
-        language: of the page's fixed words, "en" or "ko".
+        language: of the whole page, "en" or "ko"; a sentence without a translation stays as it is.
 
     Raises:
         ValueError: no analyses, an unknown language, a path that is a folder.
@@ -95,9 +96,10 @@ def render_report(
     vocabulary = words(language)
     if not analyses:
         raise ValueError("a report needs at least one analysis, got none; run an experiment first: evenorm lab run")
-    shown = [_without_links(analysis) for analysis in analyses]
+    shown = [_without_links(in_language(analysis, language)) for analysis in analyses]
+    environment, layer = translate(dict(environment), language), translate(layer, language)
     scripts = _scripts()
-    data = {"words": vocabulary, "environment": dict(environment), "analyses": shown, "layer": layer}
+    data = {"words": vocabulary, "environment": environment, "analyses": shown, "layer": layer}
     return (
         _environment()
         .get_template("report.html")
@@ -116,6 +118,14 @@ def render_report(
             data=Markup(script_json(data)),
         )
     )
+
+
+def in_language(analysis: Analysis, language: str) -> Analysis:
+    """The analysis with every sentence in the language; the document's own stands in both."""
+    translated = translate(analysis, language)
+    if not analysis.claim.korean:
+        return translated
+    return replace(translated, claim=replace(translated.claim, english=str(analysis.claim.english)))
 
 
 def _environment() -> jinja2.Environment:

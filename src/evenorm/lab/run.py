@@ -23,6 +23,7 @@ from joblib.externals.loky import get_reusable_executor
 import evenorm
 from evenorm.lab.experiment import Experiment, Scale
 from evenorm.lab.experiments import EXPERIMENTS, inference
+from evenorm.lab.language import Text
 from evenorm.lab.progress import Advance, progress
 from evenorm.lab.results import Analysis
 from evenorm.lab.store import Store
@@ -147,19 +148,20 @@ def environment() -> dict[str, str]:
         "evenorm": evenorm.__version__,
         "torch": torch.__version__,
         "Python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "report made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        Text("machine", "컴퓨터"): f"{platform.system()} {platform.machine()}",
+        Text("report made", "보고서를 만든 때"): datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
-def write(analyses: Sequence[Analysis], scale: Scale, store: Store, folder: Path) -> Path:
+def write(analyses: Sequence[Analysis], scale: Scale, store: Store, folder: Path, language: str = "en") -> Path:
     """Write the report into the folder and return its path; the layer it takes apart is the store's, if any."""
     from evenorm.lab.report import write_report
 
     trial = inference.plan(scale)[0]
     record = store.load(trial) if store.path(trial).exists() else None
     layer = None if record is None else inference.layer_view(record)
-    return write_report(analyses, folder / "report.html", environment=environment(), layer=layer)
+    path = folder / "report.html"
+    return write_report(analyses, path, environment=environment(), layer=layer, language=language)
 
 
 def _analyse(
