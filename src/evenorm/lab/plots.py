@@ -64,6 +64,12 @@ def whiskers(
     }
 
 
+def points(name: str, colour: str, x: Sequence[Any], y: Sequence[Any], **options: Any) -> Trace:
+    """Return plain markers; x or y may be words."""
+    style = {"marker": {"color": colour, "size": 7}, "line": {"color": colour, "width": 2}}
+    return {"type": "scatter", "mode": "markers", "name": name, "x": list(x), "y": list(y), **style, **options}
+
+
 def axis(title: str, *, logarithmic: bool = False, **options: Any) -> dict[str, Any]:
     """Return an axis; a logarithmic one shows only the ticks 1, 2, 5 of a decade."""
     scale = {"type": "log", "dtick": "D2"} if logarithmic else {}
