@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from evenorm.lab.evaluation import by_member, logits, own_statistics
 from evenorm.lab.experiment import Experiment, Scale
 from evenorm.lab.experiments import EXPERIMENTS, inference, input_scale, speed
 from evenorm.lab.results import Analysis, Verdict
@@ -210,7 +211,7 @@ def test_the_documents_sentences_are_its_own() -> None:
 def test_a_batch_of_one_is_normalised_to_its_bias() -> None:
     import torch
 
-    choose = inference._own(1)
+    choose = own_statistics(1)
     x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
     average, variance = choose(0, x)
     assert torch.equal(average, x)
@@ -229,15 +230,15 @@ def test_fixed_statistics_give_what_the_layer_itself_gives() -> None:
         for _ in range(3):
             network(torch.randn(2, 8, 20, generator=generator))
     fixed = [
-        (inference._members(layer.layer.running_mean, 2), inference._members(layer.layer.running_var, 2))
+        (by_member(layer.layer.running_mean, 2), by_member(layer.layer.running_var, 2))
         for layer in network
         if isinstance(layer, BatchNorm)
     ]
     x = torch.randn(2, 8, 20, generator=generator)
     network.eval()
-    torch.testing.assert_close(inference._logits(network, x, lambda index, _: fixed[index]), network(x))
+    torch.testing.assert_close(logits(network, x, lambda index, _: fixed[index]), network(x))
     network.train()
-    torch.testing.assert_close(inference._logits(network, x, inference._own(20)), network(x))
+    torch.testing.assert_close(logits(network, x, own_statistics(20)), network(x))
 
 
 def test_the_layer_taken_apart_is_one_of_the_network() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ import evenorm
 from evenorm.averages import Average
 from evenorm.lab import plots
 from evenorm.lab.data import digits
+from evenorm.lab.evaluation import Statistics, by_member, exact_statistics, logits, own_statistics
 from evenorm.lab.experiment import Experiment, Scale
 from evenorm.lab.layer_page import LayerView
 from evenorm.lab.networks import BatchNorm, Sigmoid, initialise_, perceptron
@@ -99,20 +99,16 @@ def train(trials: Sequence[Trial]) -> list[Record]:
             continue
         for name, layers in trackers.items():
             fixed = [
-                (_members(layer.running_mean, members), _members(layer.running_var, members)) for layer in layers
+                (by_member(layer.running_mean, members), by_member(layer.running_var, members)) for layer in layers
             ]
             # B023: the lambda is called and forgotten before `fixed` changes.
-            _evaluate(curves, name, _logits(network, test.x, lambda index, x: fixed[index]), test)  # noqa: B023
-        _evaluate(curves, EXACT, _logits(network, test.x, _exact(network, training)), test)
+            _evaluate(curves, name, logits(network, test.x, lambda index, x: fixed[index]), test)  # noqa: B023
+        _evaluate(curves, EXACT, logits(network, test.x, exact_statistics(network, training)), test)
     curves.put(**_unit(network, training, test))
     shuffled = _shuffled(test, trials)
     for size in SIZES:
-        _evaluate(curves, f"batch of {size}", _logits(network, shuffled.x, _own(size)), shuffled)
+        _evaluate(curves, f"batch of {size}", logits(network, shuffled.x, own_statistics(size)), shuffled)
     return curves.records()
-
-
-Statistics: TypeAlias = "tuple[Tensor, Tensor]"  # mean and variance, broadcast against (S, C, N)
-Choice: TypeAlias = "Callable[[int, Tensor], Statistics]"  # of the k-th batch norm, given its input
 
 
 def _track(network: nn.Sequential, average: Average) -> list[evenorm.BatchNorm1d]:
@@ -134,58 +130,18 @@ def _observe(tracker: evenorm.BatchNorm1d) -> Callable[[nn.Module, tuple[Tensor]
     return hook
 
 
-@torch.no_grad()
-def _logits(network: nn.Sequential, x: Tensor, choose: Choice) -> Tensor:
-    """Return the network's answer to x (S, C, N) when its k-th batch norm uses the statistics choose(k, input)."""
-    index = 0
-    for layer in network:
-        if isinstance(layer, BatchNorm):
-            own = layer.layer
-            average, variance = choose(index, x)
-            weight, bias = (_members(parameter, x.shape[0]) for parameter in (own.weight, own.bias))
-            x = (x - average) / torch.sqrt(variance + own.eps) * weight + bias
-            index += 1
-        else:
-            x = layer(x)
-    return x
-
-
-def _own(size: int) -> Choice:
-    """Choose each batch's own statistics; a batch of 1 has variance 0 and is normalised to the bias."""
-
-    def choose(index: int, x: Tensor) -> Statistics:
-        batches = x.reshape(*x.shape[:2], -1, size)
-        average = batches.mean(3, keepdim=True).expand_as(batches).flatten(2)
-        variance = batches.var(3, correction=0, keepdim=True).expand_as(batches).flatten(2)
-        return average, variance
-
-    return choose
-
-
-def _exact(network: nn.Sequential, training: Samples) -> Choice:
-    """Choose the statistics of the whole training set, each layer's taken behind the layers before it."""
-    found: list[Statistics] = []
-
-    def keep(index: int, x: Tensor) -> Statistics:
-        found.append((x.mean(2, keepdim=True), x.var(2, correction=0, keepdim=True)))
-        return found[-1]
-
-    _logits(network, training.x, keep)
-    return lambda index, x: found[index]
-
-
 def _unit(network: nn.Sequential, training: Samples, test: Samples) -> dict[str, Tensor]:
     """Return what the report takes apart: the last hidden layer's first unit, its inputs and four numbers."""
-    exact, seen = _exact(network, training), list[Tensor]()
+    exact, seen = exact_statistics(network, training), list[Tensor]()
 
     def keep(index: int, x: Tensor) -> Statistics:
         seen.append(x)
         return exact(index, x)
 
-    _logits(network, test.x, keep)
+    logits(network, test.x, keep)
     layer = [module.layer for module in network if isinstance(module, BatchNorm)][-1]
     average, variance = exact(len(seen) - 1, seen[-1])
-    affine = (_members(parameter, test.x.shape[0]) for parameter in (layer.weight, layer.bias))
+    affine = (by_member(parameter, test.x.shape[0]) for parameter in (layer.weight, layer.bias))
     numbers = torch.cat([*affine, average, torch.sqrt(variance + layer.eps)], dim=2)
     return {"unit inputs": seen[-1][:, 0], "unit": numbers[:, 0]}
 
@@ -194,12 +150,6 @@ def layer_view(record: Record) -> LayerView:
     """Return the unit that the report takes apart."""
     gamma, beta, average, deviation = record["unit"]
     return LayerView("hidden layer 3, unit 1", record["unit inputs"], gamma, beta, average, deviation, "sigmoid")
-
-
-def _members(values: Tensor | None, members: int) -> Tensor:
-    """Return a layer's vector (S*C,) as (S, C, 1)."""
-    assert values is not None
-    return values.detach().view(members, -1, 1).clone()
 
 
 def _shuffled(test: Samples, trials: Sequence[Trial]) -> Samples:
@@ -211,8 +161,8 @@ def _shuffled(test: Samples, trials: Sequence[Trial]) -> Samples:
     return test.batch(torch.stack(orders))
 
 
-def _evaluate(curves: Curves, name: str, logits: Tensor, samples: Samples) -> None:
-    accuracy, loss = grade(logits, samples.y)
+def _evaluate(curves: Curves, name: str, answers: Tensor, samples: Samples) -> None:
+    accuracy, loss = grade(answers, samples.y)
     curves.append(**{f"{name}, accuracy": accuracy, f"{name}, loss": loss})
 
 
