@@ -179,7 +179,10 @@ def test_real_records_are_json_and_can_be_analysed(name: str) -> None:
     import plotly.graph_objects
 
     experiment, scale = EXPERIMENTS[name], Scale(2, quick=True)
-    planned = [dataclasses.replace(trial, settings=settings(steps=50)) for trial in experiment.plan(scale)]
+    planned = [
+        dataclasses.replace(trial, settings=settings(**{**dict(trial.settings), "steps": 50}))
+        for trial in experiment.plan(scale)
+    ]
     records: dict[Trial, Record] = {}
     for stack in stacks(planned, experiment.stack_size):
         records.update(zip(stack, experiment.train(stack), strict=True))

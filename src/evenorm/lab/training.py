@@ -65,7 +65,7 @@ def descend(
     parameter slice the gradient of its own member, and no operation mixes members.
     """
     members, count = samples.y.shape
-    order = torch.stack([batch_order(trial.seed, count, batch, steps) for trial in trials])
+    order = torch.stack([batch_order(trial.seed, count, min(batch, count), steps) for trial in trials])
     rates = torch.tensor([[trial.rate] for trial in trials])
     parameters = list(network.parameters())
     for step in range(steps):
@@ -133,3 +133,13 @@ def diverged(losses: Tensor) -> Tensor:
 def final_loss(losses: Tensor) -> Tensor:
     """Return the mean of the last 50 losses (steps, S), (S,)."""
     return losses[-50:].T.contiguous().mean(1)  # along rows: the rounding of a column depends on its neighbours
+def trained(losses: Tensor, accuracy: Tensor, classes: int) -> Tensor:
+    """Return which members learned, (S,), from their losses (steps, S) and final training accuracy (S,).
+
+    Learned: not diverged, the loss below half the first one, the accuracy above twice chance, or, of two classes,
+    of which twice chance is all, halfway from chance to all.
+    """
+    chance = 1 / classes
+    return ~diverged(losses) & (final_loss(losses) < losses[0] / 2) & (accuracy > min(2 * chance, (1 + chance) / 2))
+
+
