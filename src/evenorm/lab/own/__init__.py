@@ -1,0 +1,1 @@
+"""The questions of the laboratory put to data that a user brings."""

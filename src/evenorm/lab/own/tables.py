@@ -1,0 +1,124 @@
+"""CSV and Parquet tables, by polars."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars
+from polars.exceptions import PolarsError
+
+from evenorm.lab.own.raw import Array, Raw, drawn, drawn_note
+
+MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?"]  # what a CSV writes for no value
+
+
+def read_table(path: Path, target: str | None, drop: Sequence[str] = ()) -> Raw:
+    """Read a table; the target is one of its columns, all others but the dropped ones are inputs.
+
+    Raises:
+        ValueError: a column that is not there, holds nothing or nothing usable, or a file that is no such table.
+    """
+    if target is None:
+        raise ValueError(f"--target must name the column of {path.name} that is to be predicted")
+    table = _table(path)
+    known = ", ".join(table.columns[:20]) + (", …" if len(table.columns) > 20 else "")
+    for name in (target, *drop):
+        if name not in table.columns:
+            raise ValueError(f"{path.name} has no column {name!r}; its columns are {known}")
+    rows, chosen = len(table), drawn(len(table))
+    if chosen is not None:
+        table = table[chosen]
+    inputs = [column for column in table if column.name != target and column.name not in drop]
+    if not inputs:
+        raise ValueError(f"{path.name} has no column besides {target!r}: there is nothing to predict it from")
+    _refuse_unusable(path.name, inputs)
+    numbers = [column for column in inputs if _is_number(column.dtype)]
+    categories = [column for column in inputs if not _is_number(column.dtype)]
+    return Raw(
+        path.name,
+        np.stack([_numbers(c) for c in numbers], 1) if numbers else np.empty((len(table), 0), np.float32),
+        np.stack([_texts(c) for c in categories], 1) if categories else np.empty((len(table), 0), np.str_),
+        _target(table[target]),
+        tuple(column.name for column in (*numbers, *categories)),
+        notes=() if chosen is None else (drawn_note(rows),),
+    )
+
+
+def _table(path: Path) -> polars.DataFrame:
+    try:
+        if path.suffix.lower() == ".parquet":
+            return polars.read_parquet(path)
+        separator = _check_lines(path)
+        return polars.read_csv(path, separator=separator, null_values=MISSING, infer_schema_length=None)
+    except PolarsError as error:
+        raise ValueError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
+
+
+def _check_lines(path: Path) -> str:
+    """Return the separator of a table whose lines all hold as many fields as its head.
+
+    polars fills up short lines in silence, and names no line where one is too long.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            head = file.readline(1_000_000)
+            separator = max(",;\t", key=head.count)
+            width = len(next(csv.reader([head], delimiter=separator), []))
+            lines = csv.reader(file, delimiter=separator)
+            for row in lines:
+                if row and len(row) != width:
+                    raise ValueError(
+                        f"{path}, line {lines.line_num + 1}: {len(row)} fields, but the head has {width}; mend the "
+                        "line, or put quotes around a field that holds the separator"
+                    )
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8: it holds the byte 0x{error.object[error.start]:02x}; convert it: iconv -f cp949 "
+            f"-t utf-8 {path.name} > converted.csv (or -f cp1252, -f utf-16, whichever it is)"
+        ) from error
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}") from error
+    if width < 2:
+        raise ValueError(
+            f"{path} has {width} column in its first line; a table needs a head and a comma between columns"
+        )
+    return separator
+
+
+def _refuse_unusable(name: str, inputs: Sequence[polars.Series]) -> None:
+    for what, unusable in (
+        ("no row has a value in", [c.name for c in inputs if c.null_count() == len(c)]),
+        (
+            "neither numbers nor text in",
+            [c.name for c in inputs if c.dtype.is_nested() or c.dtype == polars.Binary],
+        ),
+    ):
+        if unusable:
+            options = " ".join(f"--drop '{column}'" for column in unusable)
+            raise ValueError(f"{name}: {what} {', '.join(unusable)}; leave it out with {options}")
+
+
+def _is_number(kind: polars.DataType) -> bool:
+    return kind.is_numeric() or kind.is_temporal() or kind == polars.Boolean
+
+
+def _numbers(column: polars.Series) -> Array:
+    """Return a column as numbers; dates and times from 0 to 1, for float32 holds no microseconds since 1970."""
+    if column.dtype.is_temporal():
+        ticks = column.to_physical().cast(polars.Float64).to_numpy()
+        return np.asarray((ticks - np.nanmin(ticks)) / (np.ptp(ticks[~np.isnan(ticks)]) or 1), np.float32)
+    values = column.cast(polars.Float64).fill_null(float("nan")).to_numpy()
+    return np.where(np.isfinite(values), values, np.nan).astype(np.float32)
+
+
+def _texts(column: polars.Series) -> Array:
+    return np.asarray(column.cast(polars.String).fill_null("").to_list(), dtype=np.str_)
+
+
+def _target(column: polars.Series) -> Array:
+    if column.dtype.is_numeric():
+        return np.array(column.cast(polars.Float64).fill_null(float("nan")))
+    return _texts(column)
