@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from evenorm.lab.experiment import Experiment
-from evenorm.lab.experiments import inference, input_scale, max_rate, speed
+from evenorm.lab.experiments import inference, init, input_scale, max_rate, speed
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
         speed.EXPERIMENT,
         max_rate.EXPERIMENT,
+        init.EXPERIMENT,
         input_scale.EXPERIMENT,
         inference.EXPERIMENT,
     )
