@@ -76,6 +76,12 @@ def axis(title: str, *, logarithmic: bool = False, **options: Any) -> dict[str, 
     return {"title": {"text": title}, **scale, **options}
 
 
+def powers(exponents: range) -> dict[str, Any]:
+    """Return a logarithmic axis that is labelled at these powers of 10 alone."""
+    words = [f"1e{power}" if abs(power) > 3 else f"{10.0**power:g}" for power in exponents]
+    return {"type": "log", "tickvals": [10.0**power for power in exponents], "ticktext": words}
+
+
 def level(y: float, text: str, colour: str = "#888888") -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a dashed horizontal line across the plot, and its label at the right."""
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y}

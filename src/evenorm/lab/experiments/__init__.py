@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evenorm.lab.experiment import Experiment
-from evenorm.lab.experiments import inference, init, input_scale, max_rate, speed
+from evenorm.lab.experiments import exact, inference, init, input_scale, max_rate, speed
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
@@ -13,5 +13,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         init.EXPERIMENT,
         input_scale.EXPERIMENT,
         inference.EXPERIMENT,
+        exact.EXPERIMENT,
     )
 }
