@@ -282,6 +282,10 @@ def test_data_that_do_not_fit_are_refused(data, kind, words):
 def test_a_state_dict_cannot_run():
     with pytest.raises(TypeError, match="give the network"):
         evenorm.diagnose(network().state_dict(), [torch.ones(3, 4)])
+    with pytest.raises(TypeError, match="give the network"):
+        evenorm.diagnose(network().state_dict(), process_group="world")
+    with pytest.raises(ValueError, match=r"torch\.distributed to be initialised"):
+        evenorm.diagnose(network(), process_group="world")
     with pytest.raises(TypeError, match="a network or a state_dict"):
         evenorm.diagnose("weights.pt")
 

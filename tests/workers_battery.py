@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 import evenorm
 from evenorm import workers
+from evenorm.moments import Moments
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 1e-2}
 CHECKS: dict[str, Callable[[int, int], None]] = {}
@@ -199,6 +200,17 @@ def nonfinite_batches_are_skipped_everywhere(rank: int, world: int) -> None:
 
 
 @check
+def sums_and_moments_have_the_same_bits_everywhere(rank: int, world: int) -> None:
+    among = workers.Workers(dist.group.WORLD, None)
+    for seed in range(5):
+        own = draw(2, 1, 200, dtype=torch.float64, seed=10 * seed + rank) * 10 ** (3 * rank)
+        for sums in workers.total(tuple(own), among):
+            same_everywhere(sums)
+        for part in vars(workers.pool(Moments(torch.tensor([3.0 + rank]).double(), *own.abs()), among)).values():
+            same_everywhere(part)
+
+
+@check
 def micro_batches_count_once(rank: int, world: int) -> None:
     together, alone = (layer(torch.float64, process_group=group) for group in ("world", None))
     x = draw(world, 2, 5, 4, dtype=torch.float64)
@@ -303,6 +315,7 @@ def no_communication_where_nothing_is_pooled(rank: int, world: int) -> None:
         assert len(sent) == 2, "one message forward, one backward"
         together.eval()(x).square().sum().backward()
         evenorm.freeze(together).train()(x).square().sum().backward()
+        layer(torch.float32, process_group="world", track_running_stats=False).eval()(x)
         one = dist.new_subgroups(group_size=1)[0]
         layer(torch.float32, process_group=one)(x)
         assert len(sent) == 2
@@ -328,11 +341,27 @@ def many_steps_without_drift(rank: int, world: int) -> None:
 @check
 def running_statistics_become_one(rank: int, world: int) -> None:
     model = nn.Sequential(evenorm.BatchNorm1d(3, momentum=None), nn.BatchNorm1d(3, momentum=None))
-    data = draw(world, 500, 3, dtype=torch.float32) * torch.arange(1, world + 1).view(-1, 1, 1)
+    data = (draw(world, 500, 3, dtype=torch.float32) + 1) * torch.arange(1, world + 1).view(-1, 1, 1)
     model(data[rank])
+    found = evenorm.diagnose(model, process_group="world").findings[0]
+    assert (found.code, str(found.severity), found.evidence["layers"]) == ("workers-differ", "warning", 2)
+    assert found.evidence["workers"] == world
+    means, variances = data.double().mean(1), data.double().var(1) + 1e-5
+    shift = ((means.max(0).values - means.min(0).values) / variances.max(0).values.sqrt()).max()
+    ratio = (variances.max(0).values / variances.min(0).values).max()
+    assert abs(found.evidence["means apart by (standard deviations)"] - shift) < 2e-3
+    assert abs(found.evidence["largest / smallest variance"] - ratio) < 0.01 * ratio
+    assert not any("workers" in one.evidence for one in evenorm.diagnose(model).findings if "differ" in one.code)
     evenorm.pool_running_statistics_(model)
     same_everywhere(model[0].running_var)
     same_everywhere(model[1].running_mean)
+    assert "workers-differ" not in {one.code for one in evenorm.diagnose(model, process_group="world").findings}
+    if rank == 0:
+        model[0].running_mean[1] += 1e-6
+    found = [one for one in evenorm.diagnose(model, process_group="world").findings if one.code == "workers-differ"]
+    assert [(str(one.severity), one.layer, one.evidence["layers"]) for one in found] == [("note", "0", 1)]
+    if rank == 0:
+        model[0].running_mean[1] -= 1e-6
     expected = data.double().flatten(0, 1)
     torch.testing.assert_close(model[0].running_mean.double(), expected.mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(model[0].running_var.double(), expected.var(0), rtol=5e-3, atol=0)

@@ -174,8 +174,10 @@ def train(
     setting = Setting(mask, splits, eps, *fused)
     given = (x, weight, bias, inside, setting)
     if anchor is not None or among is not None:
-        pooled = autograd.train_pooled if transformed() else autograd.TrainPooled.apply
-        y, *batch = pooled(*given, anchor, among)
+        if transformed():
+            y, *batch = autograd.train_pooled(*given, anchor, among)
+        else:
+            y, *batch = autograd.apply(autograd.TrainPooled, *given, anchor, among)
     elif transformed():
         y, *batch = formulas.train_forward(*given)
     elif wants_gradient(x, weight, bias, inside):

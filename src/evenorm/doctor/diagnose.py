@@ -17,6 +17,7 @@ from evenorm.doctor.records import Record, from_model, from_state
 from evenorm.doctor.score import Loss
 from evenorm.doctor.summary import summary
 from evenorm.models.batches import Forward
+from evenorm.workers import Group
 
 
 @torch.no_grad()
@@ -28,6 +29,7 @@ def diagnose(
     loss: Loss | None = None,
     forward: Forward | None = None,
     max_batches: int | None = None,
+    process_group: Group = None,
 ) -> Diagnosis:
     r"""Find out why a network with batch norm is good in ``train()`` and bad in ``eval()``.
 
@@ -48,13 +50,16 @@ def diagnose(
             a batch's last entry.
         forward: called as ``forward(model, batch)`` for networks and batches of any other kind.
         max_batches: read no more than these.
+        process_group: "world" or a torch ProcessGroup: compare the running statistics of its workers as well, by
+            one small message. All of them must make this call, on the same network.
 
     Returns:
         `Diagnosis`: findings worst first, the scores, and each layer's running and exact statistics.
 
     Raises:
         TypeError: a model or batches of an unknown kind.
-        ValueError: no batches, batches that the network does not take, or a state_dict that is damaged.
+        ValueError: no batches, batches that the network does not take, or a state_dict that is damaged; a
+            process_group without torch.distributed, or without this worker.
 
     Note:
         Scores come from at most three of four batches, up to 10,000 samples. With data that are NaN or inf inside
@@ -73,15 +78,15 @@ def diagnose(
         raise TypeError(f"model must be a network or a state_dict, got a {type(model).__name__}")
     if isinstance(model, nn.Module):
         records, state = from_model(model), _dense(model.state_dict())
-    elif data is not None:
-        raise TypeError("a state_dict cannot run on data; give the network, with its weights loaded")
+    elif data is not None or process_group is not None:
+        raise TypeError("a state_dict can neither run nor have workers; give the network, with its weights loaded")
     else:
         records, state = from_state(model), dict(model)
     findings = [found for record in records for check in checkpoint.CHECKS for found in check(record)]
     findings += checkpoint.lost_parameters(state, records)
     measured = None
     if isinstance(model, nn.Module):
-        network = live.Network(model, records, optimizer)
+        network = live.Network(model, records, optimizer, process_group)
         findings += [found for check in live.CHECKS for found in check(network)]
         findings = _without_doubles(findings)
         if data is not None and records:

@@ -15,17 +15,20 @@ from evenorm.doctor.findings import Finding, Severity
 from evenorm.doctor.records import Record
 from evenorm.layers import Layer
 from evenorm.models.walk import names
+from evenorm.workers import Group, resolve
 
 CHECKPOINTED = ("gradient_checkpointing", "grad_checkpointing", "use_checkpoint", "use_checkpointing", "with_cp")
+DIFFERENT = 0.1  # standard deviations between workers, or of their variances' ratio, that are more than a note
 
 
 @dataclass(frozen=True)
 class Network:
-    """A live network, the records of its batch norm layers, and its optimizer where that is known."""
+    """A live network, the records of its batch norm layers, and its optimizer and workers where they are known."""
 
     model: nn.Module
     records: Sequence[Record]
     optimizer: torch.optim.Optimizer | None = None
+    group: Group = None
 
     @property
     def layers(self) -> list[tuple[Record, _BatchNorm]]:
@@ -178,6 +181,48 @@ def not_pooled(network: Network) -> Iterator[Finding]:
         )
 
 
+def workers_differ(network: Network) -> Iterator[Finding]:
+    """Running statistics that are not the same on all workers, by one message of 4 numbers a channel."""
+    tracking = [(record, record.mean, record.var) for record in network.records]
+    known = [(record, mean, var) for record, mean, var in tracking if mean is not None and var is not None]
+    group = resolve(network.group, known[0][1]) if known else None
+    if group is None:
+        return
+    own = torch.cat([torch.cat([mean, var]).detach().double() for _, mean, var in known]).nan_to_num()
+    message = torch.cat([own, -own])
+    dist.all_reduce(message, dist.ReduceOp.MAX, group)  # exact, unlike sums, and as short in a large world
+    most, least = message[: len(own)], -message[len(own) :]
+    apart: dict[str, tuple[float, float]] = {}
+    start = 0
+    for record, mean, _ in known:
+        low, high = (side[start : start + 2 * len(mean)].view(2, -1) for side in (least, most))
+        start += 2 * len(mean)
+        if bool((low != high).any()):
+            shifts = (high[0] - low[0]) / (high[1] + record.eps).sqrt()
+            ratios = (high[1] + record.eps) / (low[1] + record.eps)
+            apart[record.name] = float(shifts.max()), float(ratios.max())
+    if apart:
+        worst = max(apart, key=lambda name: apart[name])
+        shift, ratio = (round(value, 3) for value in apart[worst])
+        far = any(shift > DIFFERENT or ratio > 1 + DIFFERENT for shift, ratio in apart.values())
+        yield Finding(
+            "workers-differ",
+            Severity.WARNING if far else Severity.NOTE,
+            worst,
+            {
+                "layers": len(apart),
+                "of": len(known),
+                "workers": dist.get_world_size(group),
+                "means apart by (standard deviations)": shift,
+                "largest / smallest variance": ratio,
+            },
+            f"the running statistics of {len(apart)} of {len(known)} layers are not the same on all workers: each "
+            "would evaluate, and save, another network",
+            "evenorm.pool_running_statistics_(model) before evaluation or saving; or train with "
+            'evenorm.set_process_group(model, "world")',
+        )
+
+
 def recomputed(network: Network) -> Iterator[Finding]:
     """torch.nn layers in a checkpointed block: the recomputation updates their statistics a second time."""
     modules = dict(network.model.named_modules())
@@ -206,6 +251,7 @@ CHECKS: tuple[Callable[[Network], Iterator[Finding]], ...] = (
     dropout_in_front,
     weight_decay,
     not_pooled,
+    workers_differ,
     recomputed,
 )
 

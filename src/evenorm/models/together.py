@@ -78,7 +78,7 @@ def pool_running_statistics_(model: nn.Module, group: Group = "world") -> nn.Mod
     if among is None:
         return model
     message = torch.cat([entry.double().reshape(-1) for entry in entries.values()])
-    merged = merge_statistics([_unpack(row, entries) for row in workers.gather(message, among)])
+    merged = merge_statistics([_unpack(row, entries) for row in workers.gather(message.unsqueeze(0), among)])
     for name, entry in entries.items():
         entry.copy_(merged[name])
     return model
