@@ -35,10 +35,10 @@ class Linear(nn.Module):
 class BatchNorm(nn.Module):
     """S batch norms side by side: evenorm's own layer over S*C channels."""
 
-    def __init__(self, members: int, channels: int) -> None:
-        """Take the number of members and the channels of each."""
+    def __init__(self, members: int, channels: int, *, affine: bool = True) -> None:
+        """Take the number of members, the channels of each, and whether they are scaled and shifted."""
         super().__init__()
-        self.layer = BatchNorm1d(members * channels)
+        self.layer = BatchNorm1d(members * channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (S, C, N), each member normalised by its own batch."""
@@ -78,17 +78,19 @@ def perceptron(
     activation: Callable[[], nn.Module],
     *,
     normalise: bool,
+    affine: bool = True,
+    after: bool = False,
 ) -> nn.Sequential:
-    """Return members networks widths[0]-...-widths[-1], with batch norm before each activation if asked.
+    """Return members networks widths[0]-...-widths[-1], with batch norm before or after each activation if asked.
 
     Before batch norm a linear layer has no bias: batch norm's shift takes its place (Ioffe & Szegedy 2015, §3.2).
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths[:-1]):
-        layers.append(Linear(members, inputs, outputs, bias=not normalise))
-        if normalise:
-            layers.append(BatchNorm(members, outputs))
+        layers.append(Linear(members, inputs, outputs, bias=after or not normalise))
         layers.append(activation())
+        if normalise:
+            layers.insert(len(layers) - (not after), BatchNorm(members, outputs, affine=affine))
     layers.append(Linear(members, widths[-2], widths[-1]))
     return nn.Sequential(*layers)
 

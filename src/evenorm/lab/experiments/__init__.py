@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evenorm.lab.experiment import Experiment
-from evenorm.lab.experiments import exact, inference, init, input_scale, max_rate, speed
+from evenorm.lab.experiments import affine, exact, inference, init, input_scale, max_rate, speed
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
@@ -12,6 +12,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         max_rate.EXPERIMENT,
         init.EXPERIMENT,
         input_scale.EXPERIMENT,
+        affine.EXPERIMENT,
         inference.EXPERIMENT,
         exact.EXPERIMENT,
     )
