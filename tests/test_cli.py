@@ -13,6 +13,7 @@ from evenorm.lab import run
 from evenorm.lab.experiment import Scale
 from evenorm.lab.experiments import EXPERIMENTS
 from evenorm.lab.language import Text
+from evenorm.lab.machines import Machines
 from evenorm.lab.results import Analysis, Claim, Endpoint, Verdict
 from evenorm.lab.store import Store
 
@@ -122,20 +123,24 @@ def test_options_make_the_scale(
     options: list[str], expected: Scale, finished: list[tuple[object, ...]], tmp_path: Path
 ) -> None:
     assert call("lab", "run", "speed", *options, "--jobs", "1", "--out", str(tmp_path)) == 0
-    ((experiments, scale, store, jobs),) = finished
-    assert (experiments, scale, jobs) == ([EXPERIMENTS["speed"]], expected, 1)
+    ((experiments, scale, store, machines),) = finished
+    assert (experiments, scale, machines) == ([EXPERIMENTS["speed"]], expected, Machines(1))
     assert isinstance(store, Store)
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["lab", "run", "sped"], "no experiment named 'sped'; choose from speed, input-scale, inference"),
+        (["lab", "run", "sped"], "no experiment named 'sped'; choose from speed, "),
         (["lab", "report", "sped"], "no experiment named 'sped'"),
         (["lab", "run", "--seeds", "1"], "--seeds must lie between 2"),
         (["lab", "run", "--seeds", "0"], "--seeds must lie between 2"),
         (["lab", "list", "--seeds", "-3"], "--seeds must lie between 2"),
         (["lab", "run", "--jobs", "0"], "--jobs is the number of stacks"),
+        (["lab", "run", "--backend", "slurm"], "--backend must be one of processes, dask, ray"),
+        (["lab", "run", "--backend", "dask"], "needs the scheduler's --address"),
+        (["lab", "run", "--backend", "ray"], "pip install ray"),
+        (["lab", "run", "--address", "tcp://host:1"], "--backend dask or --backend ray"),
         (["lab", "run", "--seeds", "many"], "--seeds"),
         (["lab", "fly"], "fly"),
         (["lab", "run", "--fly"], "--fly"),

@@ -13,6 +13,7 @@ import pytest
 from evenorm.lab import run
 from evenorm.lab.experiment import Experiment, Scale
 from evenorm.lab.experiments import EXPERIMENTS, speed
+from evenorm.lab.machines import Machines
 from evenorm.lab.progress import progress
 from evenorm.lab.results import Analysis
 from evenorm.lab.store import Store
@@ -58,7 +59,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
 
 
 def go(folder: Path, seeds: int = 4) -> list[Analysis]:
-    return run.run([EXPERIMENTS["toy"]], Scale(seeds), Store(folder), jobs=1)
+    return run.run([EXPERIMENTS["toy"]], Scale(seeds), Store(folder), Machines(1))
 
 
 def test_a_second_run_trains_nothing(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

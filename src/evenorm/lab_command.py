@@ -35,6 +35,8 @@ Names = Annotated[
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer seeds, fewer steps: a look, not a verdict.")]
 Seeds = Annotated[int | None, typer.Option(help=f"Paired seeds. [default: {SEEDS}, with --quick {QUICK_SEEDS}]")]
 Jobs = Annotated[int, typer.Option(help="Stacks of trials trained at the same time, one thread each.")]
+Backend = Annotated[str, typer.Option(help="Where stacks are trained: processes, dask or ray.")]
+Address = Annotated[str | None, typer.Option(help="Of the cluster's scheduler, such as tcp://host:8786.")]
 Out = Annotated[Path, typer.Option(help="The folder of trials and report.")]
 Lang = Annotated[Language, typer.Option(help="Of verdicts and report: English or Korean.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -80,20 +82,22 @@ def run_(
     quick: Quick = False,
     seeds: Seeds = None,
     jobs: Jobs = 2,
+    backend: Backend = "processes",
+    address: Address = None,
     out: Out = Path("results"),
     lang: Lang = Language.en,
     as_json: Json = False,
 ) -> None:
     """Train the trials that are not stored yet, print the verdicts, and write the report."""
-    if jobs < 1:
-        raise ValueError(f"--jobs is the number of stacks trained at the same time, at least 1, got {jobs}")
-    scale = _scale(quick, seeds)
     from evenorm.lab import run
+    from evenorm.lab.machines import Machines
     from evenorm.lab.store import Store
+
+    scale, machines = _scale(quick, seeds), Machines(jobs, backend, address)
 
     experiments, store = run.choose(names or []), Store(out)
     try:
-        analyses = run.run(experiments, scale, store, jobs)
+        analyses = run.run(experiments, scale, store, machines)
     except KeyboardInterrupt:
         print(
             "\nevenorm lab: interrupted; finished trials are stored. Go on with the same command.", file=sys.stderr

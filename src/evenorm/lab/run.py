@@ -8,30 +8,61 @@ from __future__ import annotations
 
 import platform
 import signal
+import statistics
+import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TypeAlias
 
 import joblib
 import torch
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 import evenorm
 from evenorm.lab.experiment import Experiment, Scale
 from evenorm.lab.experiments import EXPERIMENTS, inference
 from evenorm.lab.language import Text
+from evenorm.lab.machines import Machines, abandon
 from evenorm.lab.progress import Advance, progress
 from evenorm.lab.results import Analysis
 from evenorm.lab.store import Store
 from evenorm.lab.trials import Record, Trial, stacks
 
+Keep: TypeAlias = "Callable[[Trial, Record], None]"
+Train: TypeAlias = "Callable[[Sequence[Trial]], list[Record]]"
+ATTEMPTS = 3  # at what a killed worker left undone; a worker that memory killed once may find room the next time
+
 
 class MissingTrialsError(ValueError):
     """A report was asked for whose trials are not all stored."""
+
+
+class LostWorkersError(ValueError):
+    """Workers died again and again without finishing anything."""
+
+    def __init__(self) -> None:
+        """Say what it mostly is."""
+        super().__init__(
+            "the worker processes were killed again and again, as where memory runs out; finished trials are "
+            "stored. Go on with the same command and fewer --jobs."
+        )
+
+
+class OutOfTimeError(ValueError):
+    """The time was up before all stacks were trained."""
+
+    def __init__(self, left: int, planned: int) -> None:
+        """Take how many stacks are left, of how many."""
+        super().__init__(
+            f"the time is up with {left} of {planned} stacks not trained: the machine was slower than measured. "
+            "Finished trials are stored: the same command goes on from there."
+        )
 
 
 @dataclass(frozen=True)
@@ -73,63 +104,139 @@ def load(experiments: Iterable[Experiment], scale: Scale, store: Store) -> dict[
     }
 
 
-def train(trials: Sequence[Trial], store: Store, jobs: int, advance: Advance | None = None) -> None:
-    """Train the trials in stacks, `jobs` at a time, and store each as soon as its stack is finished.
+def train(
+    pending: Mapping[Trial, Experiment],
+    keep: Keep,
+    machines: Machines,
+    advance: Advance | None = None,
+    deadline: float | None = None,
+) -> None:
+    """Train the trials in stacks, many at a time, and keep each as soon as its stack is finished.
 
-    The numbers depend neither on `jobs` nor on the order in which stacks finish.
+    The numbers depend neither on the machines nor on the order in which stacks finish.
+
+    Args:
+        pending: each trial with the experiment that trains it.
+        keep: called with each trial and its record, in this process.
+        machines: where stacks are trained.
+        advance: called with what has just finished and how much work it was.
+        deadline: of `time.monotonic`, after which no more stacks are waited for.
+
+    Raises:
+        OutOfTimeError: the deadline has passed; what was finished is kept.
+        LostWorkersError: workers died again and again without finishing a stack.
     """
-    waiting = [
-        stack
-        for name, experiment in EXPERIMENTS.items()
-        for stack in stacks((trial for trial in trials if trial.experiment == name), experiment.stack_size)
-    ]
-    waiting.sort(key=_work, reverse=True)  # the longest first, so that no worker is left with it at the end
-    tasks = (joblib.delayed(train_stack)(stack) for stack in waiting)
-    parallel = joblib.Parallel(
-        n_jobs=min(jobs, max(1, len(waiting))), batch_size=1, return_as="generator_unordered"
-    )
+    waiting, fruitless = _stacks(pending), 0
+    planned = len(waiting)
+    while waiting:
+        before = len(waiting)
+        try:
+            with machines.parallel(before) as parallel, closing(_finished(parallel, waiting)) as finished:
+                for index, members in finished:
+                    experiment, stack = waiting.pop(index)
+                    for trial, record in zip(stack, members, strict=True):
+                        keep(trial, record)
+                    if advance is not None:
+                        what = f"{experiment.name}, {stack[0].arm}: {len(stack)} trials{_loss(members)}"
+                        advance(what, _work(experiment, stack))
+                    if waiting and deadline is not None and time.monotonic() > deadline:
+                        raise OutOfTimeError(len(waiting), planned)
+        except TerminatedWorkerError as error:
+            fruitless = 0 if len(waiting) < before else fruitless + 1
+            if fruitless == ATTEMPTS:
+                raise LostWorkersError from error
+            print("evenorm lab: warning: a worker was killed; what it had begun is trained again", file=sys.stderr)
+
+
+def _finished(
+    parallel: joblib.Parallel, waiting: Mapping[int, tuple[Experiment, list[Trial]]]
+) -> Generator[tuple[int, list[Record]], None, None]:
+    """Yield the number and the records of each stack as it is finished."""
+    tasks = [joblib.delayed(train_stack)(index, owner.train, stack) for index, (owner, stack) in waiting.items()]
     with _ignoring_interrupts():  # workers inherit this: Ctrl-C is for this process to answer
-        finished: Generator[list[tuple[Trial, Record]], None, None] = parallel(tasks)
+        finished: Generator[tuple[int, list[Record]], None, None] = parallel(tasks)
     try:
-        for members in finished:
-            for trial, record in members:
-                store.save(trial, record)
-            if advance is not None:
-                stack = [trial for trial, _ in members]
-                advance(f"{stack[0].experiment}, {stack[0].arm}: {len(stack)} trials", _work(stack))
+        for result in finished:  # noqa: UP028  # `yield from` would close `finished` before what stands below
+            yield result
     except BaseException:
-        if parallel.n_jobs != 1:
-            get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        abandon(parallel)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # joblib counts the stacks that were under way; they are trained again
             finished.close()
         raise
 
 
-def train_stack(trials: Sequence[Trial]) -> list[tuple[Trial, Record]]:
+def _stacks(pending: Mapping[Trial, Experiment]) -> dict[int, tuple[Experiment, list[Trial]]]:
+    """Return numbered stacks, the longest first, so that no worker is left with it at the end."""
+    owners = {trial.experiment: experiment for trial, experiment in pending.items()}
+    found = [
+        (owner, stack)
+        for name, owner in owners.items()
+        for stack in stacks((trial for trial in pending if trial.experiment == name), owner.stack_size)
+    ]
+    found.sort(key=lambda item: _work(*item), reverse=True)
+    return dict(enumerate(found))
+
+
+def train_stack(index: int, train: Train, trials: Sequence[Trial]) -> tuple[int, list[Record]]:
     """Train one stack on one thread: a second one would cost more than it brings, and might round otherwise."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return list(zip(trials, EXPERIMENTS[trials[0].experiment].train(trials), strict=True))
+        return index, train(trials)
     finally:
         torch.set_num_threads(threads)
 
 
-def run(experiments: Sequence[Experiment], scale: Scale, store: Store, jobs: int) -> list[Analysis]:
+def run(
+    experiments: Sequence[Experiment],
+    scale: Scale,
+    store: Store,
+    machines: Machines,
+    *,
+    deadline: float | None = None,
+    watch: Keep | None = None,
+) -> list[Analysis]:
     """Train every planned trial that is not stored, then analyse all from the store.
+
+    Args:
+        experiments: what to run; where two plan the same trial, it is trained once.
+        scale: how much.
+        store: where trials are kept.
+        machines: where they are trained.
+        deadline: of `time.monotonic`, after which training stops.
+        watch: called with every trial and its record, stored before or now.
 
     Raises:
         OSError: the store cannot be written; trials stored before stay.
+        OutOfTimeError, LostWorkersError: as in `train`.
     """
-    store.prepare([experiment.name for experiment in experiments])
+    store.prepare(sorted({trial.experiment for experiment in experiments for trial in experiment.plan(scale)}))
     records = load(experiments, scale, store)
-    pending = [trial for found in records.values() for trial, record in found.items() if record is None]
+    pending = {
+        trial: experiment
+        for experiment in experiments
+        for trial, record in records[experiment.name].items()
+        if record is None
+    }
+    if watch is not None:
+        for found in records.values():
+            for trial, record in found.items():
+                if record is not None:
+                    watch(trial, record)
+
+    def keep(trial: Trial, record: Record) -> None:
+        store.save(trial, record)
+        if watch is not None:
+            watch(trial, record)
+
     if pending:
-        with progress(_work(pending)) as advance:
-            train(pending, store, jobs, advance)
-        for trial in pending:
-            records[trial.experiment][trial] = store.load(trial)
+        with progress(sum(_work(experiment, [trial]) for trial, experiment in pending.items())) as advance:
+            train(pending, keep, machines, advance, deadline)
+        trained = {trial: store.load(trial) for trial in pending}
+        records = {
+            name: {**found, **{t: trained[t] for t in found if t in trained}} for name, found in records.items()
+        }
     return _analyse(experiments, scale, records, store)
 
 
@@ -184,9 +291,15 @@ def _analyse(
     return analyses
 
 
-def _work(trials: Sequence[Trial]) -> float:
+def _work(experiment: Experiment, trials: Sequence[Trial]) -> float:
     """Return how much work the trials are: their steps, where they have any, at their experiment's cost."""
-    return sum(EXPERIMENTS[trial.experiment].cost * float(dict(trial.settings).get("steps", 1)) for trial in trials)
+    return sum(experiment.cost * float(dict(trial.settings).get("steps", 1)) for trial in trials)
+
+
+def _loss(records: Sequence[Record]) -> str:
+    """Return the middle training loss of a stack, where its records have one."""
+    losses = [record["train_loss"] for record in records if record.get("train_loss") is not None]
+    return f", loss {statistics.median(losses):.3g}" if losses else ""
 
 
 @contextmanager

@@ -52,7 +52,11 @@ class Store:
         return record
 
     def save(self, trial: Trial, record: Record) -> None:
-        """Write the record to the trial's file, which appears complete or not at all."""
+        """Write the record to the trial's file, which appears complete or not at all.
+
+        Raises:
+            OSError: no space left, or no leave to write; what was stored before is still there.
+        """
         path = self.path(trial)
         content = {"configuration": trial.configuration(), "record": record, "sha256": _sha256(record)}
         temporary = path.with_name(f".{path.stem[:16]}.{os.getpid()}.tmp")
@@ -62,6 +66,12 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{path} could not be written ({error.strerror}); finished trials are stored. Make room, and go on "
+                "with the same command",
+            ) from error
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
