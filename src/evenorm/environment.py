@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from evenorm.engines import cpu
+from evenorm.engines import cpu, triton
 
 
 @dataclass(frozen=True)
@@ -51,5 +51,5 @@ def info() -> Info:
         torch=torch.__version__,
         python=platform.python_version(),
         threads=torch.get_num_threads(),
-        engines={"cpu": cpu.available(), "formulas": None},
+        engines={"cpu": cpu.available(), "triton": triton.available(), "formulas": None},
     )

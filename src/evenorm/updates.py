@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from evenorm import engines, formulas
 from evenorm.averages import Average, Cumulative, Window
-from evenorm.engines import cpu
 from evenorm.moments import Moments
 
 _CHECK_FINITE = "(Tensor(a!) nonfinite, Tensor mean, Tensor m2, str layer) -> ()"
@@ -51,11 +51,12 @@ def commit_(running: Running, batch: Moments, average: Average, *, skip_nonfinit
             "vmap cannot update running statistics that its samples share; hold them back with "
             "evenorm.no_update(model) or eval(), or give each its own by functional_call with stacked buffers"
         )
-    if cpu.supports(running.mean) and not vmapped and not isinstance(average, Window):
+    engine = engines.choose(running.mean)
+    if engine is not formulas and not vmapped and not isinstance(average, Window):
         # One call in place of a dozen small operations, which would cost more than a small layer's kernels.
         weight = (math.nan, False) if isinstance(average, Cumulative) else (average.momentum, average.debias)
         mean, var, batches, _, _, nonfinite = running
-        cpu.track_(mean, var, batches, batch, *weight, skip_nonfinite, nonfinite)
+        engine.track_(mean, var, batches, batch, *weight, skip_nonfinite, nonfinite)
     else:
         _commit_plainly_(running, batch.pooled(), average, skip_nonfinite)
 

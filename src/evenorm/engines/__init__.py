@@ -12,9 +12,9 @@ from types import ModuleType
 from torch import Tensor
 
 from evenorm import formulas
-from evenorm.engines import cpu
+from evenorm.engines import cpu, triton
 
 
 def choose(x: Tensor) -> ModuleType:
     """Return the fastest engine that takes x."""
-    return cpu if cpu.supports(x) else formulas
+    return cpu if cpu.supports(x) else triton if triton.supports(x) else formulas

@@ -56,8 +56,9 @@ def supports(x: Tensor) -> bool:
 
 
 def _load() -> str | None:
-    if os.environ.get("EVENORM_ENGINE", "").lower() == "off":
-        return "switched off by EVENORM_ENGINE=off"
+    chosen = os.environ.get("EVENORM_ENGINE", "").lower()
+    if chosen in ("off", "triton"):
+        return f"switched off by EVENORM_ENGINE={chosen}"
     package = Path(__file__).parent.parent
     library, missing = package / "_engine.so", package / "_engine_missing.txt"
     if not library.exists():
@@ -66,7 +67,7 @@ def _load() -> str | None:
         torch.ops.load_library(library)
     except OSError as error:
         return f"could not be loaded: {error}"
-    for name, shape_of in _FAKES.items():
+    for name, shape_of in SHAPES.items():
         torch.library.register_fake(f"evenorm::{name}", shape_of)
     return None
 
@@ -365,7 +366,8 @@ def _fake_track(
     return None
 
 
-_FAKES: dict[str, Callable[..., object]] = {
+# Of every operator, by name; the GPU engine's operators are alike.
+SHAPES: dict[str, Callable[..., object]] = {
     "moments": _fake_moments,
     "normalize": _fake_normalize,
     "train_forward": _fake_train_forward,

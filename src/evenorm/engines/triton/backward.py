@@ -1,0 +1,269 @@
+"""Backward: two sums, their merge, the input's gradient; and all in one for a channel that one program holds.
+
+Legend: tiles.py. g is the gradient by z; sum g and sum g * xhat are what bias and weight receive (math.md, eq. 7).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from evenorm.engines.triton.tiles import SIZES, bounds, coefficients, extents, gradient_by_z, locate, statistics
+
+
+@triton.jit
+def training_terms(offset, slope, rest, inverse):
+    """Return the means of g and g * xhat as they act beside g and x - centre."""
+    slope = slope * inverse
+    return (offset - slope * rest).to(tl.float32), slope.to(tl.float32)
+
+
+@triton.jit
+def load_terms(offset, slope, count, group, channels, c, rest, inverse):
+    """Load the means of g and g * xhat, (G, C), or with a count their sums; return them as `training_terms` does."""
+    at = group * channels + c
+    by_g = tl.load(offset + at, mask=c < channels, other=0)
+    by_xhat = tl.load(slope + at, mask=c < channels, other=0)
+    if count is not None:
+        n = tl.maximum(tl.load(count + group), 1.0)
+        by_g = by_g / n
+        by_xhat = by_xhat / n
+    return training_terms(by_g, by_xhat, rest, inverse)
+
+
+@triton.jit
+def write_gradient(g, away, corner, offsets, inside, valid, scale, offset, slope, dx, dresidual):
+    """Store dx = scale * (g - offset - slope * (x - centre)), 0 where the mask is False; and g [8]."""
+    out = g
+    if offset is not None:
+        out = tl.where(valid, g - offset[:, None] - slope[:, None] * away, 0.0)
+    tl.store(dx + corner + offsets, out * scale[:, None], mask=inside)
+    if dresidual is not None:
+        tl.store(dresidual + corner + offsets, g, mask=inside)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def sums_kernel(
+    dy,
+    x,
+    mask,
+    mean,
+    var,
+    count,
+    weight,
+    bias,
+    saved,
+    sums_g,
+    sums_g_xhat,
+    dx,
+    dresidual,
+    channels: tl.int64,
+    positions: tl.int64,
+    base: tl.int64,
+    extra: tl.int64,
+    unit: tl.int64,
+    tiles,
+    per_chunk,
+    chunks,
+    stride: tl.int64,
+    eps: tl.float64,
+    parameter,
+    code: tl.constexpr,
+    align: tl.constexpr,
+    wide: tl.constexpr,
+    rows: tl.constexpr,
+    block_c: tl.constexpr,
+    block_n: tl.constexpr,
+    block_l: tl.constexpr,
+):
+    """Write both sums of each chunk, (P, C); with dx, which then is that of fixed statistics, in the same pass."""
+    channels, positions = extents(channels, positions, align, rows)
+    blocks = tl.cdiv(channels, block_c).to(tl.int32)
+    chunk = tl.program_id(0) // blocks
+    first_c = (tl.program_id(0) % blocks).to(tl.int64) * block_c
+    group = chunk // chunks
+    start, stop = bounds(group.to(tl.int64), base, extra, unit)
+    c = first_c + tl.arange(0, block_c)
+    found, spread = statistics(mean, var, count, group, stride, c, c < channels)
+    centre, scale, lift, rest, inverse = coefficients(found, spread, weight, bias, eps, c, c < channels)
+    sum_g = tl.zeros([block_c, block_n * block_l], tl.float32)
+    sum_g_away = sum_g
+    first = chunk % chunks * per_chunk
+    for i in range(tl.minimum(per_chunk, tiles - first)):
+        corner, offsets, inside, valid = locate(
+            first + i, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
+        )
+        real = inside & valid
+        values = tl.load(x + corner + offsets, mask=real, other=0).to(tl.float32)
+        given = tl.load(dy + corner + offsets, mask=real, other=0).to(tl.float32)
+        g, away = gradient_by_z(values, given, corner, offsets, real, centre, scale, lift, saved, code, parameter)
+        sum_g += g
+        sum_g_away += g * away
+        if dx is not None:
+            write_gradient(g, away, corner, offsets, inside, valid, scale, None, None, dx, dresidual)
+    whole = tl.sum(sum_g, axis=1).to(tl.float64)
+    at = chunk * channels + c
+    tl.store(sums_g + at, whole, mask=c < channels)
+    by_xhat = (tl.sum(sum_g_away, axis=1).to(tl.float64) - rest * whole) * inverse
+    tl.store(sums_g_xhat + at, by_xhat, mask=c < channels)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def merge_sums_kernel(
+    parts_g,
+    parts_g_xhat,
+    sum_g,
+    sum_g_xhat,
+    dweight,
+    dbias,
+    channels: tl.int64,
+    chunks,
+    groups,
+    block_c: tl.constexpr,
+    block_p: tl.constexpr,
+):
+    """Add up the chunks of each group in order, (G, C), and the groups: what weight and bias receive, (C,)."""
+    c = tl.program_id(0).to(tl.int64) * block_c + tl.arange(0, block_c)
+    known = c < channels
+    bias_part = tl.zeros([block_c], tl.float64)
+    weight_part = bias_part
+    for group in range(groups):
+        first = group * chunks
+        parts = tl.zeros([block_c, block_p], tl.float64)
+        by_xhat = parts
+        for begin in range(0, chunks, block_p):
+            p = begin + tl.arange(0, block_p)[None, :]
+            at = (first + p) * channels + c[:, None]
+            there = known[:, None] & (p < chunks)
+            parts += tl.load(parts_g + at, mask=there, other=0)
+            by_xhat += tl.load(parts_g_xhat + at, mask=there, other=0)
+        of_g, of_g_xhat = tl.sum(parts, axis=1), tl.sum(by_xhat, axis=1)
+        bias_part += of_g
+        weight_part += of_g_xhat
+        if sum_g is not None:
+            at = group * channels + c
+            tl.store(sum_g + at, of_g, mask=known)
+            tl.store(sum_g_xhat + at, of_g_xhat, mask=known)
+    if dweight is not None:
+        tl.store(dweight + c, weight_part.to(tl.float32), mask=known)
+    if dbias is not None:
+        tl.store(dbias + c, bias_part.to(tl.float32), mask=known)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def gradient_kernel(
+    dy,
+    x,
+    mask,
+    mean,
+    var,
+    count,
+    weight,
+    bias,
+    saved,
+    offset,
+    slope,
+    dx,
+    dresidual,
+    channels: tl.int64,
+    positions: tl.int64,
+    base: tl.int64,
+    extra: tl.int64,
+    unit: tl.int64,
+    tiles,
+    per_chunk,
+    chunks,
+    stride: tl.int64,
+    eps: tl.float64,
+    parameter,
+    code: tl.constexpr,
+    align: tl.constexpr,
+    wide: tl.constexpr,
+    rows: tl.constexpr,
+    block_c: tl.constexpr,
+    block_n: tl.constexpr,
+    block_l: tl.constexpr,
+):
+    """Write dx, and g for the residual, of one chunk, the last chunks first.
+
+    With a count, var is m2, and offset and slope are sums.
+    """
+    channels, positions = extents(channels, positions, align, rows)
+    blocks = tl.cdiv(channels, block_c).to(tl.int32)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    chunk = program // blocks
+    first_c = (program % blocks).to(tl.int64) * block_c
+    group = chunk // chunks
+    start, stop = bounds(group.to(tl.int64), base, extra, unit)
+    c = first_c + tl.arange(0, block_c)
+    found, spread = statistics(mean, var, count, group, stride, c, c < channels)
+    centre, scale, lift, rest, inverse = coefficients(found, spread, weight, bias, eps, c, c < channels)
+    by_g, by_away = None, None
+    if offset is not None:
+        by_g, by_away = load_terms(offset, slope, count, group, channels, c, rest, inverse)
+    first = chunk % chunks * per_chunk
+    for i in range(tl.minimum(per_chunk, tiles - first)):
+        corner, offsets, inside, valid = locate(
+            first + i, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
+        )
+        real = inside & valid
+        values = tl.load(x + corner + offsets, mask=real, other=0).to(tl.float32)
+        given = tl.load(dy + corner + offsets, mask=real, other=0).to(tl.float32)
+        g, away = gradient_by_z(values, given, corner, offsets, real, centre, scale, lift, saved, code, parameter)
+        write_gradient(g, away, corner, offsets, inside, valid, scale, by_g, by_away, dx, dresidual)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def train_backward_kernel(
+    dy,
+    x,
+    mask,
+    mean,
+    m2,
+    count,
+    weight,
+    bias,
+    saved,
+    sums_g,
+    sums_g_xhat,
+    dx,
+    dresidual,
+    channels: tl.int64,
+    positions: tl.int64,
+    base: tl.int64,
+    extra: tl.int64,
+    unit: tl.int64,
+    eps: tl.float64,
+    parameter,
+    code: tl.constexpr,
+    align: tl.constexpr,
+    wide: tl.constexpr,
+    rows: tl.constexpr,
+    block_c: tl.constexpr,
+    block_n: tl.constexpr,
+    block_l: tl.constexpr,
+):
+    """Sum, and write dx, where a group's channel is one tile, which stays in registers between the two."""
+    channels, positions = extents(channels, positions, align, rows)
+    blocks = tl.cdiv(channels, block_c).to(tl.int32)
+    group = tl.program_id(0) // blocks
+    first_c = (tl.program_id(0) % blocks).to(tl.int64) * block_c
+    start, stop = bounds(group.to(tl.int64), base, extra, unit)
+    c = first_c + tl.arange(0, block_c)
+    found, spread = statistics(mean, m2, count, group, channels, c, c < channels)
+    centre, scale, lift, rest, inverse = coefficients(found, spread, weight, bias, eps, c, c < channels)
+    corner, offsets, inside, valid = locate(
+        group * 0, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
+    )
+    real = inside & valid
+    values = tl.load(x + corner + offsets, mask=real, other=0).to(tl.float32)
+    given = tl.load(dy + corner + offsets, mask=real, other=0).to(tl.float32)
+    g, away = gradient_by_z(values, given, corner, offsets, real, centre, scale, lift, saved, code, parameter)
+    whole = tl.sum(g, axis=1).to(tl.float64)
+    by_xhat = (tl.sum(g * away, axis=1).to(tl.float64) - rest * whole) * inverse
+    at = group * channels + c
+    tl.store(sums_g + at, whole, mask=c < channels)
+    tl.store(sums_g_xhat + at, by_xhat, mask=c < channels)
+    n = tl.maximum(tl.load(count + group), 1.0)
+    by_g, by_away = training_terms(whole / n, by_xhat / n, rest, inverse)
+    write_gradient(g, away, corner, offsets, inside, valid, scale, by_g, by_away, dx, dresidual)

@@ -1,0 +1,232 @@
+"""Forward: pool, merge, normalise; and both in one where a program holds all of a channel. Legend: tiles.py."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from evenorm.engines.triton.tiles import (
+    SIZES,
+    bounds,
+    coefficients,
+    extents,
+    find_centre,
+    finish_moments,
+    locate,
+    statistics,
+    write_output,
+)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def pool_kernel(
+    x,
+    mask,
+    counts,
+    means,
+    m2s,
+    channels: tl.int64,
+    positions: tl.int64,
+    base: tl.int64,
+    extra: tl.int64,
+    unit: tl.int64,
+    tiles,
+    per_chunk,
+    chunks,
+    align: tl.constexpr,
+    wide: tl.constexpr,
+    rows: tl.constexpr,
+    block_c: tl.constexpr,
+    block_n: tl.constexpr,
+    block_l: tl.constexpr,
+):
+    """Write count, mean and m2 of each chunk: counts (P,), means and m2s (P, C), P chunks of all groups."""
+    channels, positions = extents(channels, positions, align, rows)
+    blocks = tl.cdiv(channels, block_c).to(tl.int32)
+    chunk = tl.program_id(0) // blocks
+    first_c = (tl.program_id(0) % blocks).to(tl.int64) * block_c
+    start, stop = bounds((chunk // chunks).to(tl.int64), base, extra, unit)
+    first = chunk % chunks * per_chunk
+    corner, offsets, inside, valid = locate(
+        first, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
+    )
+    values = tl.load(x + corner + offsets, mask=inside & valid, other=0).to(tl.float32)
+    centre, scale, power = find_centre(values, inside & valid)
+    away = tl.where(inside & valid, (values - centre[:, None]) * scale[:, None], 0.0)
+    total, squares = away, away * away
+    seen = valid.to(tl.int32)
+    for i in range(1, tl.minimum(per_chunk, tiles - first)):
+        corner, offsets, inside, valid = locate(
+            first + i, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
+        )
+        values = tl.load(x + corner + offsets, mask=inside & valid, other=0).to(tl.float32)
+        away = tl.where(inside & valid, (values - centre[:, None]) * scale[:, None], 0.0)
+        total += away
+        squares += away * away
+        seen += valid.to(tl.int32)
+    count = tl.sum(seen, axis=1)
+    mean, m2 = finish_moments(centre, power, count, tl.sum(total, axis=1), tl.sum(squares, axis=1))
+    c = first_c + tl.arange(0, block_c)
+    at = chunk * channels + c
+    tl.store(means + at, mean, mask=c < channels)
+    tl.store(m2s + at, m2, mask=c < channels)
+    tl.store(counts + chunk + tl.arange(0, 1), count.to(tl.float64), mask=first_c == 0)
+
+
+@triton.jit
+def load_parts(counts, values, first, begin, chunks, channels, c, other, block_p: tl.constexpr):
+    """Return how many values some chunks hold, (1, block_p), and a statistic of theirs, (block_c, block_p)."""
+    p = begin + tl.arange(0, block_p)[None, :]
+    share = tl.load(counts + first + p, mask=p < chunks, other=0)
+    at = (first + p) * channels + c[:, None]
+    return share, tl.load(values + at, mask=(c < channels)[:, None] & (share > 0), other=other)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def merge_kernel(
+    counts,
+    means,
+    m2s,
+    count,
+    mean,
+    m2,
+    channels: tl.int64,
+    chunks,
+    block_c: tl.constexpr,
+    block_p: tl.constexpr,
+):
+    """Merge the chunks of each group in order, from the largest of their means: count (G,), mean and m2 (G, C).
+
+    Chan's rule, all at once (math.md, eq. 5); equal means merge to themselves, and empty chunks change nothing.
+    """
+    blocks = tl.cdiv(channels, block_c).to(tl.int32)
+    group = tl.program_id(0) // blocks
+    block = tl.program_id(0) % blocks
+    c = block.to(tl.int64) * block_c + tl.arange(0, block_c)
+    first = group * chunks
+    # The parts are added place by place, and their places once at the end.
+    shares = tl.zeros([1, block_p], tl.float64)
+    tops = tl.full([block_c, block_p], -float("inf"), tl.float64)
+    for begin in range(0, chunks, block_p):
+        share, part = load_parts(counts, means, first, begin, chunks, channels, c, -float("inf"), block_p)
+        tops = tl.maximum(tops, part)
+        shares += share
+    n = tl.sum(shares, axis=1)
+    top = tl.max(tops, axis=1)
+    top = tl.where(top == -float("inf"), 0.0, top)
+    steps = tl.zeros([block_c, block_p], tl.float64)
+    for begin in range(0, chunks, block_p):
+        share, part = load_parts(counts, means, first, begin, chunks, channels, c, 0, block_p)
+        steps += tl.where(share > 0, share * (part - top[:, None]), 0.0)
+    pooled = top + tl.sum(steps, axis=1) / tl.maximum(n, 1.0)
+    spreads = tl.zeros([block_c, block_p], tl.float64)
+    for begin in range(0, chunks, block_p):
+        share, part = load_parts(counts, means, first, begin, chunks, channels, c, 0, block_p)
+        away = tl.where(share > 0, part - pooled[:, None], 0.0)
+        share, part = load_parts(counts, m2s, first, begin, chunks, channels, c, 0, block_p)
+        spreads += part + share * away * away
+    spread = tl.sum(spreads, axis=1)
+    at = group * channels + c
+    tl.store(mean + at, pooled, mask=c < channels)
+    tl.store(m2 + at, spread, mask=c < channels)
+    tl.store(count + group + tl.arange(0, 1), n, mask=block == 0)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def normalize_kernel(
+    x,
+    mask,
+    mean,
+    var,
+    count,
+    weight,
+    bias,
+    residual,
+    y,
+    channels: tl.int64,
+    positions: tl.int64,
+    base: tl.int64,
+    extra: tl.int64,
+    unit: tl.int64,
+    tiles,
+    per_chunk,
+    chunks,
+    stride: tl.int64,
+    eps: tl.float64,
+    parameter,
+    code: tl.constexpr,
+    align: tl.constexpr,
+    wide: tl.constexpr,
+    rows: tl.constexpr,
+    block_c: tl.constexpr,
+    block_n: tl.constexpr,
+    block_l: tl.constexpr,
+):
+    """Write y of one chunk, the last chunks first: what was pooled last is still in the cache."""
+    channels, positions = extents(channels, positions, align, rows)
+    blocks = tl.cdiv(channels, block_c).to(tl.int32)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    chunk = program // blocks
+    first_c = (program % blocks).to(tl.int64) * block_c
+    group = chunk // chunks
+    start, stop = bounds(group.to(tl.int64), base, extra, unit)
+    c = first_c + tl.arange(0, block_c)
+    found, spread = statistics(mean, var, count, group, stride, c, c < channels)
+    centre, scale, lift, _, _ = coefficients(found, spread, weight, bias, eps, c, c < channels)
+    first = chunk % chunks * per_chunk
+    for i in range(tl.minimum(per_chunk, tiles - first)):
+        corner, offsets, inside, valid = locate(
+            first + i, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
+        )
+        values = tl.load(x + corner + offsets, mask=inside & valid, other=0).to(tl.float32)
+        write_output(values, corner, offsets, inside, valid, centre, scale, lift, residual, y, code, parameter)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def train_kernel(
+    x,
+    mask,
+    weight,
+    bias,
+    residual,
+    y,
+    counts,
+    means,
+    m2s,
+    channels: tl.int64,
+    positions: tl.int64,
+    base: tl.int64,
+    extra: tl.int64,
+    unit: tl.int64,
+    eps: tl.float64,
+    parameter,
+    code: tl.constexpr,
+    align: tl.constexpr,
+    wide: tl.constexpr,
+    rows: tl.constexpr,
+    block_c: tl.constexpr,
+    block_n: tl.constexpr,
+    block_l: tl.constexpr,
+):
+    """Pool and apply where a group's channel is one tile, which stays in registers between the two."""
+    channels, positions = extents(channels, positions, align, rows)
+    blocks = tl.cdiv(channels, block_c).to(tl.int32)
+    group = tl.program_id(0) // blocks
+    first_c = (tl.program_id(0) % blocks).to(tl.int64) * block_c
+    start, stop = bounds(group.to(tl.int64), base, extra, unit)
+    corner, offsets, inside, valid = locate(
+        group * 0, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
+    )
+    values = tl.load(x + corner + offsets, mask=inside & valid, other=0).to(tl.float32)
+    middle, scale, power = find_centre(values, inside & valid)
+    away = tl.where(inside & valid, (values - middle[:, None]) * scale[:, None], 0.0)
+    count = tl.sum(valid.to(tl.int32), axis=1)
+    mean, m2 = finish_moments(middle, power, count, tl.sum(away, axis=1), tl.sum(away * away, axis=1))
+    c = first_c + tl.arange(0, block_c)
+    at = group * channels + c
+    tl.store(means + at, mean, mask=c < channels)
+    tl.store(m2s + at, m2, mask=c < channels)
+    tl.store(counts + group + tl.arange(0, 1), count.to(tl.float64), mask=first_c == 0)
+    var = m2 / tl.maximum(count.to(tl.float64), 1.0)
+    centre, scale, lift, _, _ = coefficients(mean, var, weight, bias, eps, c, c < channels)
+    write_output(values, corner, offsets, inside, valid, centre, scale, lift, residual, y, code, parameter)

@@ -1,0 +1,90 @@
+"""One batch enters the running statistics, in one small program. The definition is evenorm.updates.commit_."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def finite(value):
+    """Tell whether a value is neither infinite nor NaN."""
+    return value - value == 0
+
+
+@triton.jit
+def pool_groups(count, mean, m2, channels, groups, c, known, n):
+    """Merge the groups of some channels from the first one's mean: mean and m2 (math.md, eq. 5)."""
+    start = tl.load(mean + c, mask=known, other=0)
+    step = tl.zeros(c.shape, tl.float64)
+    for group in range(groups):
+        part = tl.load(mean + group * channels + c, mask=known, other=0)
+        step += tl.load(count + group) * (part - start)
+    pooled = start + step / n
+    spread = tl.zeros(c.shape, tl.float64)
+    for group in range(groups):
+        away = tl.load(mean + group * channels + c, mask=known, other=0) - pooled
+        part = tl.load(m2 + group * channels + c, mask=known, other=0)
+        spread += part + tl.load(count + group) * away * away
+    return pooled, spread
+
+
+@triton.jit(do_not_specialize=["channels", "groups"])
+def track_kernel(
+    running_mean,
+    running_var,
+    batches,
+    skipped,
+    count,
+    mean,
+    m2,
+    channels: tl.int64,
+    groups,
+    momentum: tl.float64,
+    log_rest: tl.float64,
+    average: tl.constexpr,
+    skip_nonfinite: tl.constexpr,
+    skipped_stride: tl.constexpr,
+    block_c: tl.constexpr,
+):
+    """Update running_mean, running_var (C,), the counter and what counts skipped channels or batches, in place.
+
+    average: 0 exponential, 1 debiased, with log_rest = log(1 - momentum), 2 cumulative.
+    """
+    n = tl.load(count)
+    for group in range(1, groups):
+        n += tl.load(count + group)
+    number = n * 0
+    if batches is not None:
+        number = (tl.load(batches) + 1).to(tl.float64)
+    weight = momentum
+    if average == 1:
+        weight = tl.where(number > 0, momentum / (1.0 - tl.exp(number * log_rest)), 0.0)
+    elif average == 2:
+        weight = tl.where(number > 0, 1.0 / number, 0.0)
+    counts = n > 1  # one value has no unbiased variance
+    bad = tl.zeros([block_c], tl.int32)
+    for begin in range(0, channels, block_c):
+        c = begin + tl.arange(0, block_c)
+        known = c < channels
+        pooled, spread = pool_groups(count, mean, m2, channels, groups, c, known, n)
+        old_mean = tl.load(running_mean + c, mask=known, other=0).to(tl.float64)
+        old_var = tl.load(running_var + c, mask=known, other=0).to(tl.float64)
+        # By way of float32, from which every device converts; what counts is that the stored value is finite.
+        new_mean = (old_mean + weight * (pooled - old_mean)).to(tl.float32).to(running_mean.dtype.element_ty)
+        new_var = (old_var + weight * (spread / (n - 1) - old_var)).to(tl.float32).to(running_var.dtype.element_ty)
+        moves = known & counts
+        if skip_nonfinite:
+            fine = finite(new_mean.to(tl.float32)) & finite(new_var.to(tl.float32))
+            left = moves & (fine == 0)
+            bad += left.to(tl.int32)
+            if skipped is not None and skipped_stride != 0:
+                tl.store(skipped + c, tl.load(skipped + c, mask=left, other=0) + 1, mask=left)
+            moves = moves & fine
+        tl.store(running_mean + c, new_mean, mask=moves)
+        tl.store(running_var + c, new_var, mask=moves)
+    left_out = tl.sum(bad, axis=0)
+    if batches is not None:  # a batch that no channel took does not count
+        tl.store(batches, tl.load(batches) + (counts & (left_out < channels)).to(tl.int64))
+    if skipped is not None and skipped_stride == 0:
+        tl.store(skipped, tl.load(skipped) + (counts & (left_out > 0)).to(tl.int64))
