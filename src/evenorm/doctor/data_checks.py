@@ -18,7 +18,6 @@ CALIBRATE = "evenorm.calibrate(model, data)"
 FAR = 0.1  # standard deviations, beyond chance, from which on running and exact statistics differ
 HELPS = 0.2  # the share of the loss from which on a cause counts as one
 FEW = 8  # samples a batch
-PADDED = 0.05  # the share of positions from which on padding is worth a word
 NOISY = 0.15  # a batch's mean is typically so many standard deviations off; or its variance's logarithm twice that
 APART = 0.8  # the share of the variance between batches that two clusters explain; 0.64 is what chance does
 
@@ -157,7 +156,7 @@ def dropout_shift(case: Case) -> Iterator[Finding]:
 
 def padding_shift(case: Case) -> Iterator[Finding]:
     """Padding in the input, another share of it than in training."""
-    if case.padding is not None and case.padding.share >= PADDED and case.padding.lengths:
+    if case.padding is not None and case.padding.matters:
         yield _padding_finding("padding", Severity.ERROR, case.name, case.padding)
 
 
@@ -211,7 +210,7 @@ REASONS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
 def padded_input(network: Network, measured: Measured) -> Iterator[Finding]:
     """Padding that every batch has in another amount: no statistics fit all."""
     padding = measured.padding
-    if padding is None or padding.share < PADDED or not padding.lengths:
+    if padding is None or not padding.matters:
         return
     harm = _harm_of_batches(measured)
     yield replace(_padding_finding("padding", _severity_of_batches(measured), "", padding), harm=harm)
@@ -236,9 +235,7 @@ def small_batches(network: Network, measured: Measured) -> Iterator[Finding]:
     if not noisy or any(True for _ in mixed_streams(network, measured)):
         return
     name, layer = max(noisy, key=lambda one: one[1].mean_noise)
-    padding = measured.padding
-    padded = padding is not None and padding.share >= PADDED and padding.lengths
-    if layer.samples > 32 or padded:
+    if layer.samples > 32 or (measured.padding is not None and measured.padding.matters):
         return
     yield Finding(
         "small-batches",
@@ -298,7 +295,7 @@ CHECKS: tuple[Callable[[Network, Measured], Iterator[Finding]], ...] = (
 
 def _mixed(layer: LayerMeasured, padding: Padding | None) -> bool:
     """Tell whether batches differ more than random ones: these have at most 1/N of the variance between them."""
-    padded = padding is not None and padding.share >= PADDED and padding.lengths  # which makes batches differ
+    padded = padding is not None and padding.matters  # which makes batches differ
     return not padded and len(layer.batch_means) >= 4 and layer.between > max(0.1, 4 / layer.samples)
 
 

@@ -1,8 +1,8 @@
 """Run a network by three kinds of statistics over the same data, which are read once; change nothing in it.
 
-Every batch runs once normalised by its own statistics, while all layers' moments are gathered. Three batches of
-four, up to a limit, run a second time by the running statistics and wait for a third time by the exact ones, which
-are known when the data have ended. So the cost stays below three passes, and what waits below `WAITING` bytes.
+Every batch runs once normalised by its own statistics, while all layers' moments are gathered. Half of them, up to
+a limit, run a second time by the running statistics and wait for a third time by the exact ones, which are known
+when the data have ended. So the cost stays below three passes, and what waits below `WAITING` bytes.
 
 Legend: B batches, C channels.
 """
@@ -10,8 +10,10 @@ Legend: B batches, C channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from inspect import Parameter
 from itertools import islice
 from typing import Any
 
@@ -24,7 +26,7 @@ from evenorm.doctor.findings import Scores
 from evenorm.doctor.padding import Padding, padding
 from evenorm.doctor.records import Record
 from evenorm.doctor.score import Loss, Tally
-from evenorm.models.batches import DataError, Forward, arguments, forward_by_default, run
+from evenorm.models.batches import DataError, Forward, arguments, parameters_of, run
 from evenorm.models.gather import Gathered, Watch
 from evenorm.models.intact import evaluating
 from evenorm.moments import Moments
@@ -202,48 +204,33 @@ class _Passes:
     def over(self, data: Iterable[Any]) -> Measured:
         """Run all that there is to run."""
         watch, behind = Keeping(self.layers, list(self.layers)), Behind(self.layers)
-        waiting: list[Any] = []
+        waiting: list[_Runnable] = []
         padded: Padding | None = None
         samples, room, number = 0, WAITING, 0
+        parameters = parameters_of(self.model)
         for batch in data:
             watch.batch = number
+            runnable = _Runnable(self.model, batch, number, self.forward, parameters)
             with watch:
-                by_batch = self._output(batch, number)
-            padded = padding(self._input(batch), padded)
+                by_batch = runnable.output()
+            padded = padding(runnable.first_input(), padded)
             size = _size(batch)
-            if self.tally.takes(by_batch, batch) and number % 4 != 3 and samples < SAMPLES and size <= room:
-                with behind:
-                    by_running = self._output(batch, number)
+            if samples < SAMPLES and size <= room and scored(number) and self.tally.takes(by_batch, batch):
+                with nullcontext() if behind.closed else behind:
+                    by_running = runnable.output()
                 self.tally.add(batch, by_batch, by_running)
-                waiting.append(batch)
+                waiting.append(runnable)
                 samples, room = samples + self.tally.counts[-1], room - size
                 behind.closed = samples >= LOOKED_BEHIND
             number += 1
         if not number:
             raise ValueError("data gave no batch; nothing was changed")
         found = {name: gathered for name, gathered in watch.merge_all().items() if gathered.values.count >= 2}
-        exact = Watch(self.layers, [])
-        exact.known = {name: (one.values.mean, one.values.variance(correction=1)) for name, one in found.items()}
-        for index, batch in enumerate(waiting):
-            with exact:
-                self.tally.add_exact(index, batch, self._output(batch, index))
+        with _normalising_by(self.layers, found):
+            for index, runnable in enumerate(waiting):
+                self.tally.add_exact(index, runnable.batch, runnable.output())
         measured = {name: self._measured(name, one, watch.kept[name], number) for name, one in found.items()}
         return Measured(self.tally.scores(), measured, padded, behind.lost())
-
-    def _output(self, batch: Any, number: int) -> Any:
-        outputs: list[Any] = []
-
-        def call(model: nn.Module, batch: Any) -> Any:
-            outputs.append((self.forward or forward_by_default)(model, batch))
-
-        run(self.model, batch, number, call)
-        return outputs[0]
-
-    def _input(self, batch: Any) -> Tensor | None:
-        if self.forward is not None:
-            return None
-        positional, named = arguments(self.model, batch)
-        return next((value for value in (*positional, *named.values()) if isinstance(value, Tensor)), None)
 
     def _measured(self, name: str, one: Gathered, kept: list[Moments], batches: int) -> LayerMeasured:
         layer = self.layers[name]
@@ -263,6 +250,68 @@ class _Passes:
             standard_error=one.standard_error(),
             step=layer.momentum if layer.momentum is not None else 0.0,
         )
+
+
+@dataclass
+class _Runnable:
+    """A batch, ready to be run several times."""
+
+    model: nn.Module
+    batch: Any
+    number: int
+    forward: Forward | None
+    parameters: Sequence[Parameter]  # of the network's own forward
+    given: tuple[list[Any], dict[str, Any]] | None = None  # what the network is called with, once that is known
+
+    def output(self) -> Any:
+        """Run the batch; say where it went wrong."""
+        outputs: list[Any] = []
+        run(self.model, self.batch, self.number, lambda model, batch: outputs.append(self._call(model, batch)))
+        return outputs[0]
+
+    def first_input(self) -> Tensor | None:
+        """Return the first tensor that the network is called with, where it is known."""
+        if self.given is None:
+            return None
+        positional, named = self.given
+        return next((value for value in (*positional, *named.values()) if isinstance(value, Tensor)), None)
+
+    def _call(self, model: nn.Module, batch: Any) -> Any:
+        if self.forward is not None:
+            return self.forward(model, batch)
+        if self.given is None:
+            self.given = arguments(model, batch, self.parameters)
+        positional, named = self.given
+        return model(*positional, **named)
+
+
+def scored(number: int) -> bool:
+    """Tell whether a batch is scored: half are, in Thue and Morse's order, with which no taking of turns falls in.
+
+    >>> [number for number in range(12) if scored(number)]
+    [0, 3, 5, 6, 9, 10]
+    """
+    return number.bit_count() % 2 == 0
+
+
+@contextmanager
+def _normalising_by(layers: Mapping[str, _BatchNorm], found: Mapping[str, Gathered]) -> Iterator[None]:
+    """Let the layers normalise by exact statistics, in tensors of their own; the buffers are not written to."""
+    before = [(layer._buffers, dict(layer._buffers)) for layer in layers.values()]
+    try:
+        for name, one in found.items():
+            buffers = layers[name]._buffers
+            for key, value in (
+                ("running_mean", one.values.mean),
+                ("running_var", one.values.variance(correction=1)),
+            ):
+                old = buffers[key]
+                assert old is not None
+                buffers[key] = value.to(old.dtype)
+        yield
+    finally:
+        for buffers, contents in before:
+            buffers.update(contents)
 
 
 def _version(buffer: Tensor) -> int | None:

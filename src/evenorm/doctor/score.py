@@ -25,7 +25,7 @@ class Tally:
         self.batch: list[Tensor] = []  # of each batch: (N,) right or wrong, or one number
         self.running: list[Tensor] = []
         self.exact: list[Tensor] = []
-        self.reference: list[Tensor] = []  # by the batch's own statistics: classes, or outputs
+        self.reference: list[Any] = []  # the labels; or by the batch's own statistics: classes, or outputs
 
     def takes(self, output: Any, batch: Any) -> bool:
         """Tell whether such outputs can be scored; the first batch decides how."""
@@ -42,10 +42,8 @@ class Tally:
     def add(self, batch: Any, by_batch: Any, by_running: Any) -> None:
         """Score a batch by its own and by the running statistics."""
         self.counts.append(len(by_batch) if isinstance(by_batch, Tensor) and by_batch.dim() else 1)
-        classes = self.measure == "agreement"
-        self.reference.append(
-            by_batch.argmax(1) if classes else by_batch if self.measure == "likeness" else torch.empty(0)
-        )
+        kinds = {"accuracy": lambda: target(batch).to(by_batch.device), "agreement": lambda: by_batch.argmax(1)}
+        self.reference.append(kinds[self.measure]() if self.measure in kinds else by_batch)
         self.batch.append(self._score(-1, batch, by_batch))
         self.running.append(self._score(-1, batch, by_running))
 
@@ -76,13 +74,10 @@ class Tally:
     def _score(self, index: int, batch: Any, output: Any) -> Tensor:
         if self.loss is not None:
             return torch.as_tensor(self.loss(output, target(batch))).detach().double().mean().cpu()
-        if self.measure == "accuracy":
-            labels = self._labels(batch, output)
-            assert labels is not None
-            return (_chosen(output) == labels.to(output.device)).double().cpu()
-        reference = self.reference[index]
-        if self.measure == "agreement":
-            return (_chosen(output) == reference).double().cpu()
+        reference: Tensor = self.reference[index]
+        if self.measure in ("accuracy", "agreement"):
+            right: Tensor = _chosen(output) == reference
+            return right.double().cpu()
         wanted, got = reference.double(), output.double()
         lost = (got - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean().clamp(min=1e-30)
         kept: Tensor = (1 - lost).clamp(min=0).nan_to_num(0).cpu()
@@ -93,8 +88,8 @@ class Tally:
         labels = target(batch)
         if not isinstance(labels, Tensor) or labels.shape != output.shape[:1] or labels.is_floating_point():
             return None
-        fits = bool((labels >= 0).all()) and bool((labels < output.shape[1]).all())
-        return labels if fits else None
+        least, most = labels.aminmax()
+        return labels if int(least) >= 0 and int(most) < output.shape[1] else None
 
 
 def target(batch: Any) -> Any:
@@ -108,4 +103,5 @@ def target(batch: Any) -> Any:
 
 def _chosen(output: Tensor) -> Tensor:
     """Return the classes, (N,); -1 where an output is not a number, which is never right."""
-    return torch.where(torch.isnan(output).any(1), -1, output.argmax(1))
+    best, classes = output.max(1)
+    return torch.where(torch.isnan(best), -1, classes)
