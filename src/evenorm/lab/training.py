@@ -6,8 +6,9 @@ Legend as in `networks`: S members, activations (S, C, N).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +57,27 @@ def batch_order(seed: int, samples: int, batch: int, steps: int) -> Tensor:
     return torch.cat(order).view(-1, batch)[:steps]
 
 
+def cross_entropy(answers: Tensor, y: Tensor) -> Tensor:
+    """Return the loss of each sample, (S, N), of logits (S, classes, N) and class numbers (S, N)."""
+    return functional.cross_entropy(answers, y, reduction="none")
+
+
+Criterion: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"  # answers (S, outputs, N), y (S, N) -> (S, N)
+
+
 def descend(
-    network: nn.Module, samples: Samples, trials: Sequence[Trial], *, batch: int, steps: int
+    network: nn.Module,
+    samples: Samples,
+    trials: Sequence[Trial],
+    *,
+    batch: int,
+    steps: int,
+    criterion: Criterion = cross_entropy,
+    penalties: Mapping[Tensor, Callable[[Tensor], Tensor]] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Train all members, each at its own rate and in its own batch order; yield (steps done, loss (S,)).
+
+    The loss is yielded without the penalties, each of which gives its gradient at the parameter it is named for.
 
     A member that diverges fills its own slices with NaN and no others: the sum of the losses gives each
     parameter slice the gradient of its own member, and no operation mixes members.
@@ -71,10 +89,12 @@ def descend(
     for step in range(steps):
         network.train()
         drawn = samples.batch(order[:, step])
-        loss = functional.cross_entropy(network(drawn.x), drawn.y, reduction="none").mean(1)
+        loss = criterion(network(drawn.x), drawn.y).mean(1)
         gradients = torch.autograd.grad(loss.sum(), parameters)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
+                if penalties and parameter in penalties:
+                    gradient = gradient + penalties[parameter](parameter)
                 flat = parameter.view(members, -1)
                 flat.addcmul_(gradient.reshape(members, -1), rates, value=-1.0)
         yield step + 1, loss.detach()
@@ -130,9 +150,6 @@ def diverged(losses: Tensor) -> Tensor:
     return (~torch.isfinite(losses) | (losses > 10 * losses[0])).any(0)
 
 
-def final_loss(losses: Tensor) -> Tensor:
-    """Return the mean of the last 50 losses (steps, S), (S,)."""
-    return losses[-50:].T.contiguous().mean(1)  # along rows: the rounding of a column depends on its neighbours
 def trained(losses: Tensor, accuracy: Tensor, classes: int) -> Tensor:
     """Return which members learned, (S,), from their losses (steps, S) and final training accuracy (S,).
 
@@ -143,3 +160,6 @@ def trained(losses: Tensor, accuracy: Tensor, classes: int) -> Tensor:
     return ~diverged(losses) & (final_loss(losses) < losses[0] / 2) & (accuracy > min(2 * chance, (1 + chance) / 2))
 
 
+def final_loss(losses: Tensor) -> Tensor:
+    """Return the mean of the last 50 losses (steps, S), (S,)."""
+    return losses[-50:].T.contiguous().mean(1)  # along rows: the rounding of a column depends on its neighbours

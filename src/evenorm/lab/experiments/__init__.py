@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evenorm.lab.experiment import Experiment
-from evenorm.lab.experiments import affine, exact, inference, init, input_scale, max_rate, speed
+from evenorm.lab.experiments import affine, exact, inference, init, input_scale, max_rate, overfitting, shift, speed
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
@@ -12,8 +12,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         max_rate.EXPERIMENT,
         init.EXPERIMENT,
         input_scale.EXPERIMENT,
+        shift.EXPERIMENT,
         affine.EXPERIMENT,
         inference.EXPERIMENT,
+        overfitting.EXPERIMENT,
         exact.EXPERIMENT,
     )
 }
