@@ -21,6 +21,19 @@ def band(
     """Return a line through the mean of one curve a seed, and its 95 % interval as a band behind it."""
     points = [_spread(values) for values in zip(*curves, strict=True)]
     middle, low, high = ([point[part] for point in points] for part in range(3))
+    return area(name, colour, x, low, middle, high, **options)
+
+
+def area(
+    name: str,
+    colour: str,
+    x: Sequence[float],
+    low: Sequence[float | None],
+    middle: Sequence[float | None],
+    high: Sequence[float | None],
+    **options: Any,
+) -> list[Trace]:
+    """Return a line, and what lies between low and high as a band behind it."""
     edges = {
         "x": [*x, *reversed(x)],
         "y": [*high, *reversed(low)],
@@ -31,7 +44,7 @@ def band(
         "showlegend": False,
         "mode": "lines",
     }
-    line = {"x": list(x), "y": middle, "name": name, "mode": "lines", "line": {"color": colour, "width": 2}}
+    line = {"x": list(x), "y": list(middle), "name": name, "mode": "lines", "line": {"color": colour, "width": 2}}
     return [{"type": "scatter", "legendgroup": name, **part, **options} for part in (edges, line)]
 
 
