@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from evenorm.engines.triton.tiles import SIZES, bounds, coefficients, extents, gradient_by_z, locate, statistics
+from evenorm.engines.triton.tiles import SIZES, assign, coefficients, extents, gradient_by_z, locate, statistics
 
 
 @triton.jit
@@ -20,7 +20,7 @@ def training_terms(offset, slope, rest, inverse):
 
 @triton.jit
 def load_terms(offset, slope, count, group, channels, c, rest, inverse):
-    """Load the means of g and g * xhat, (G, C), or with a count their sums; return them as `training_terms` does."""
+    """Load the means of g and g * xhat, (G, C), or with a count their sums, as `training_terms` does."""
     at = group * channels + c
     by_g = tl.load(offset + at, mask=c < channels, other=0)
     by_xhat = tl.load(slope + at, mask=c < channels, other=0)
@@ -78,11 +78,8 @@ def sums_kernel(
 ):
     """Write both sums of each chunk, (P, C); with dx, which then is that of fixed statistics, in the same pass."""
     channels, positions = extents(channels, positions, align, rows)
-    blocks = tl.cdiv(channels, block_c).to(tl.int32)
-    chunk = tl.program_id(0) // blocks
-    first_c = (tl.program_id(0) % blocks).to(tl.int64) * block_c
-    group = chunk // chunks
-    start, stop = bounds(group.to(tl.int64), base, extra, unit)
+    program = tl.program_id(0)
+    chunk, group, first_c, start, stop = assign(program, channels, chunks, base, extra, unit, block_c)
     c = first_c + tl.arange(0, block_c)
     found, spread = statistics(mean, var, count, group, stride, c, c < channels)
     centre, scale, lift, rest, inverse = coefficients(found, spread, weight, bias, eps, c, c < channels)
@@ -189,12 +186,8 @@ def gradient_kernel(
     With a count, var is m2, and offset and slope are sums.
     """
     channels, positions = extents(channels, positions, align, rows)
-    blocks = tl.cdiv(channels, block_c).to(tl.int32)
     program = tl.num_programs(0) - 1 - tl.program_id(0)
-    chunk = program // blocks
-    first_c = (program % blocks).to(tl.int64) * block_c
-    group = chunk // chunks
-    start, stop = bounds(group.to(tl.int64), base, extra, unit)
+    chunk, group, first_c, start, stop = assign(program, channels, chunks, base, extra, unit, block_c)
     c = first_c + tl.arange(0, block_c)
     found, spread = statistics(mean, var, count, group, stride, c, c < channels)
     centre, scale, lift, rest, inverse = coefficients(found, spread, weight, bias, eps, c, c < channels)
@@ -245,10 +238,8 @@ def train_backward_kernel(
 ):
     """Sum, and write dx, where a group's channel is one tile, which stays in registers between the two."""
     channels, positions = extents(channels, positions, align, rows)
-    blocks = tl.cdiv(channels, block_c).to(tl.int32)
-    group = tl.program_id(0) // blocks
-    first_c = (tl.program_id(0) % blocks).to(tl.int64) * block_c
-    start, stop = bounds(group.to(tl.int64), base, extra, unit)
+    program = tl.program_id(0)
+    _, group, first_c, start, stop = assign(program, channels, 1, base, extra, unit, block_c)
     c = first_c + tl.arange(0, block_c)
     found, spread = statistics(mean, m2, count, group, channels, c, c < channels)
     centre, scale, lift, rest, inverse = coefficients(found, spread, weight, bias, eps, c, c < channels)

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from evenorm.engines.triton.tiles import (
     SIZES,
-    bounds,
+    assign,
     coefficients,
     extents,
     find_centre,
@@ -42,10 +42,8 @@ def pool_kernel(
 ):
     """Write count, mean and m2 of each chunk: counts (P,), means and m2s (P, C), P chunks of all groups."""
     channels, positions = extents(channels, positions, align, rows)
-    blocks = tl.cdiv(channels, block_c).to(tl.int32)
-    chunk = tl.program_id(0) // blocks
-    first_c = (tl.program_id(0) % blocks).to(tl.int64) * block_c
-    start, stop = bounds((chunk // chunks).to(tl.int64), base, extra, unit)
+    program = tl.program_id(0)
+    chunk, _, first_c, start, stop = assign(program, channels, chunks, base, extra, unit, block_c)
     first = chunk % chunks * per_chunk
     corner, offsets, inside, valid = locate(
         first, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
@@ -164,12 +162,8 @@ def normalize_kernel(
 ):
     """Write y of one chunk, the last chunks first: what was pooled last is still in the cache."""
     channels, positions = extents(channels, positions, align, rows)
-    blocks = tl.cdiv(channels, block_c).to(tl.int32)
     program = tl.num_programs(0) - 1 - tl.program_id(0)
-    chunk = program // blocks
-    first_c = (program % blocks).to(tl.int64) * block_c
-    group = chunk // chunks
-    start, stop = bounds(group.to(tl.int64), base, extra, unit)
+    chunk, group, first_c, start, stop = assign(program, channels, chunks, base, extra, unit, block_c)
     c = first_c + tl.arange(0, block_c)
     found, spread = statistics(mean, var, count, group, stride, c, c < channels)
     centre, scale, lift, _, _ = coefficients(found, spread, weight, bias, eps, c, c < channels)
@@ -210,10 +204,8 @@ def train_kernel(
 ):
     """Pool and apply where a group's channel is one tile, which stays in registers between the two."""
     channels, positions = extents(channels, positions, align, rows)
-    blocks = tl.cdiv(channels, block_c).to(tl.int32)
-    group = tl.program_id(0) // blocks
-    first_c = (tl.program_id(0) % blocks).to(tl.int64) * block_c
-    start, stop = bounds(group.to(tl.int64), base, extra, unit)
+    program = tl.program_id(0)
+    _, group, first_c, start, stop = assign(program, channels, 1, base, extra, unit, block_c)
     corner, offsets, inside, valid = locate(
         group * 0, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
     )

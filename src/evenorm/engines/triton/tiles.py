@@ -23,11 +23,18 @@ SIZES = ["channels", "positions", "base", "extra", "unit", "tiles", "per_chunk",
 
 
 @triton.jit
-def bounds(group, base, extra, unit):
-    """Return the first sample of a group and the one behind its last; the first `extra` groups have one more."""
+def assign(program, channels, chunks, base, extra, unit, block_c: tl.constexpr):
+    """Return a program's chunk, its group, its first channel, the group's first sample and that behind its last.
+
+    Neighbouring programs take neighbouring channels. The first `extra` groups have `unit` samples more.
+    """
+    blocks = tl.cdiv(channels, block_c).to(tl.int32)
+    chunk = program // blocks
+    first_c = (program % blocks).to(tl.int64) * block_c
+    group = chunk // chunks
     start = group * base + tl.minimum(group, extra) * unit
     stop = (group + 1) * base + tl.minimum(group + 1, extra) * unit
-    return start, stop
+    return chunk, group, first_c, start, stop
 
 
 @triton.jit
