@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import torch
 from sklearn.datasets import load_digits, load_wine
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
 
 from evenorm.lab.trials import Trial
@@ -89,6 +89,18 @@ def share(name: str, draw: Draw) -> None:
     The name must hold a hash of the content: equal names are taken for equal data, here and among stored trials.
     """
     _DRAWS[name] = draw
+
+
+@cache
+def fold(split: Split, seed: int, index: int, folds: int = 5) -> Split:
+    """Return all samples of a split anew: one of the stratified folds that the seed deals is the test set.
+
+    Folds of one index have the same size whatever the seed.
+    """
+    x, y = torch.cat([split.x_train, split.x_test]), torch.cat([split.y_train, split.y_test])
+    dealt = StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y)
+    train, test = (torch.from_numpy(part) for part in list(dealt)[index])
+    return replace(split, x_train=x[train], y_train=y[train], x_test=x[test], y_test=y[test])
 
 
 def _split(x: object, y: object, *, test_size: int, seed: int) -> Split:

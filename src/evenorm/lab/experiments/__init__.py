@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from evenorm.lab.experiment import Experiment
-from evenorm.lab.experiments import affine, exact, inference, init, input_scale, max_rate, overfitting, shift, speed
+from evenorm.lab.experiments import (
+    affine,
+    exact,
+    inference,
+    init,
+    input_scale,
+    max_rate,
+    overfitting,
+    placement,
+    shift,
+    speed,
+)
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
@@ -14,6 +25,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         input_scale.EXPERIMENT,
         shift.EXPERIMENT,
         affine.EXPERIMENT,
+        placement.EXPERIMENT,
         inference.EXPERIMENT,
         overfitting.EXPERIMENT,
         exact.EXPERIMENT,
