@@ -147,7 +147,7 @@ def test_the_page_stands_alone(shop, capsys):
     assert not re.search(r"https?://|@import|url\(", own)
     data = json.loads(re.search(r'id="report-data">(.*?)</script>', page, re.DOTALL)[1])
     titles = [figure["title"] for figure in data["analyses"][0]["figures"]]
-    assert titles == ["accuracy by three kinds of statistics", "Running against exact statistics, by depth", "1"]
+    assert titles == ["Accuracy by three kinds of statistics", "Running against exact statistics, by depth", "1"]
     assert run(capsys, "--model", "clinic:make", "--html", "page.html")[0] == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -106,3 +107,11 @@ class LayerView:
 def ranked(findings: list[Finding]) -> tuple[Finding, ...]:
     """Return findings worst first: by severity, then by the share of the harm; else in the order they came."""
     return tuple(sorted(findings, key=lambda found: (-found.severity, -(found.harm or 0.0))))
+
+
+def alike(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Put findings of one code and severity together, in the order of the first of each: many layers, one cause."""
+    groups: dict[tuple[str, Severity], list[Finding]] = {}
+    for found in findings:
+        groups.setdefault((found.code, found.severity), []).append(found)
+    return list(groups.values())

@@ -9,13 +9,13 @@ import jinja2
 import plotly.offline
 from markupsafe import Markup
 
-from evenorm.doctor.findings import Finding, LayerView, Scores
+from evenorm.doctor.findings import Finding, LayerView, Scores, alike
 from evenorm.doctor.page_plots import figures
 from evenorm.doctor.text import harmless, score_line, title
 from evenorm.lab.page_data import plain, script_json, without_links
 from evenorm.lab.report import policy, source
 
-SHOWN = 200  # findings; JSON has all
+SHOWN = 100  # kinds of findings, and layers of each; JSON has all
 COLOURS = {"error": "CONTRADICTED", "warning": "WEAK", "note": "INCONCLUSIVE"}  # the report's classes
 WORDS = {"command_copied": "Copied", "copy_command": "Copy"}  # that the page's script writes
 
@@ -24,6 +24,8 @@ def as_html(summary: str, scores: Scores | None, findings: Sequence[Finding], la
     """Return the page as text; its scripts run by their hashes alone, and nothing is fetched."""
     scripts = [source("theme.js"), plotly.offline.get_plotlyjs(), source("page.js"), source("figures.js")]
     shown = [without_links(plain(figure)) for figure in figures(scores, layers)]
+    of_network = sum(figure["of_network"] for figure in shown)
+    groups = alike(findings)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("evenorm.doctor", "templates"),
         autoescape=True,
@@ -34,18 +36,31 @@ def as_html(summary: str, scores: Scores | None, findings: Sequence[Finding], la
     )
     return environment.get_template("doctor.html").render(
         summary=summary,
-        findings=[
-            {"title": title(found), "class": COLOURS[str(found.severity)], "found": found}
-            for found in findings[:SHOWN]
-        ],
-        more=max(len(findings) - SHOWN, 0),
+        groups=[_card(group) for group in groups[:SHOWN]],
+        more=max(len(groups) - SHOWN, 0),
         scores=score_line(scores) if scores is not None else "",
         figures=shown,
+        of_network=of_network,
         style=Markup(source("report.css")),
         scripts=[Markup(script) for script in scripts],
         policy=policy(scripts),
         data=Markup(script_json({"words": WORDS, "analyses": [{"figures": shown}]})),
     )
+
+
+def _card(group: Sequence[Finding]) -> dict[str, Any]:
+    """Return what the page shows of findings of one kind: the worst in words, all of them in numbers."""
+    columns = list(dict.fromkeys(name for found in group for name in found.evidence))
+    rows = [[found.layer, *(found.evidence.get(name, "") for name in columns)] for found in group[:SHOWN]]
+    return {
+        "title": title(group),
+        "class": COLOURS[str(group[0].severity)],
+        "found": group[0],
+        "differ": len({found.cause for found in group}) > 1,
+        "columns": ["layer", *columns],
+        "rows": rows if columns else [],
+        "more": max(len(group) - SHOWN, 0),
+    }
 
 
 def _finished(value: Any) -> Any:

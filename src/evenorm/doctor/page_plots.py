@@ -12,7 +12,7 @@ from evenorm.lab.plots import axis, figure
 LAYERS = 24  # that get a plot of their own, the worst
 CHANNELS = 512  # of a layer that are drawn
 
-Plot = dict[str, Any]  # title, caption, plotly
+Plot = dict[str, Any]  # title, caption, plotly, and whether it is of the whole network
 
 
 def figures(scores: Scores | None, layers: Sequence[LayerView]) -> list[Plot]:
@@ -30,7 +30,7 @@ def figures(scores: Scores | None, layers: Sequence[LayerView]) -> list[Plot]:
 
 
 def _scores(scores: Scores) -> Plot:
-    names = ["running: eval()", "exact", "the batch's own: train()"]
+    names = ["running<br>(eval)", "exact", "the batch's<br>own (train)"]
     colours = ["var(--vermilion)", "var(--blue)", "var(--green)"]
     bars = {
         "type": "bar",
@@ -39,10 +39,11 @@ def _scores(scores: Scores) -> Plot:
         "marker": {"color": colours},
     }
     return {
-        "title": f"{scores.measure} by three kinds of statistics",
+        "title": f"{scores.measure.capitalize()} by three kinds of statistics",
         "caption": "What exact statistics give back was lost through the running ones; what only the batch's own "
         "give, the network has learnt to take from its batch.",
         "plotly": figure([bars], axis(""), axis(scores.measure, rangemode="tozero")),
+        "of_network": True,
     }
 
 
@@ -69,7 +70,12 @@ def _by_depth(views: list[LayerView]) -> Plot:
     return {
         "title": "Running against exact statistics, by depth",
         "caption": "Root mean square over the channels of each layer, from input to output.",
-        "plotly": figure(traces, axis("batch norm layer, from the input on"), axis("distance", rangemode="tozero")),
+        "plotly": figure(
+            traces,
+            axis("batch norm layer, from the input on", tick0=1, dtick=-(-len(views) // 12)),
+            axis("distance", rangemode="tozero"),
+        ),
+        "of_network": True,
     }
 
 
@@ -99,4 +105,5 @@ def _layer(view: LayerView) -> Plot:
         "title": harmless(view.name or "the model"),
         "caption": f"Running and, with data, exact statistics of each channel.{some}",
         "plotly": figure(traces, axis("channel"), axis("")),
+        "of_network": False,
     }

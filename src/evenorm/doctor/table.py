@@ -1,17 +1,18 @@
-"""A diagnosis as a table on stdout."""
+"""A diagnosis on stdout: the answer, a table of what was found, and below it causes and cures."""
 
 from __future__ import annotations
 
 from evenorm.doctor.diagnosis import Diagnosis
-from evenorm.doctor.findings import Severity
-from evenorm.doctor.text import harmless, score_line
+from evenorm.doctor.findings import Severity, alike
+from evenorm.doctor.text import group_lines, harm, harmless, layers, score_line
 
 COLOURS = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
-SHOWN = 40  # findings; JSON has all
+SHOWN = 40  # kinds of findings; JSON has all
+WIDEST = 100  # columns of text
 
 
 def show(diagnosis: Diagnosis, findings: bool = True) -> None:
-    """Print the summary and the scores, and the findings, worst first, in a table."""
+    """Print the summary and the scores; the findings, worst first, in a table; and their causes and cures."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -26,17 +27,21 @@ def show(diagnosis: Diagnosis, findings: bool = True) -> None:
         console.print(Text(score_line(diagnosis.scores)))
     if not findings or not diagnosis.findings:
         return
-    table = Table("severity", "finding", "layer", "cause and cure", "share of the loss", box=SIMPLE_HEAD)
-    for found in diagnosis.findings[:SHOWN]:
-        told = Text(harmless(found.cause)).append("\ncure: " + harmless(found.cure), style="cyan")
-        harm = "" if found.harm is None else f"{found.harm:.0%}"
+    groups = alike(diagnosis.findings)
+    table = Table("severity", "finding", "layers", "share of the loss", box=SIMPLE_HEAD)
+    for group in groups[:SHOWN]:
+        severity = group[0].severity
         table.add_row(
-            Text(str(found.severity), style=COLOURS[found.severity]),
-            Text(found.code),
-            Text(harmless(found.layer)),
-            told,
-            Text(harm, justify="right"),
+            Text(str(severity), style=COLOURS[severity]),
+            Text(group[0].code, no_wrap=True),
+            Text(harmless(layers(group))),
+            Text(harm(group), justify="right"),
         )
     console.print(table)
-    if len(diagnosis.findings) > SHOWN:
-        console.print(Text(f"and {len(diagnosis.findings) - SHOWN} more; --json has them all"))
+    for group in groups[:SHOWN]:
+        heading, *told = group_lines(group, min(console.width, WIDEST))
+        console.print(Text(heading, style=COLOURS[group[0].severity]))
+        for line in told:
+            console.print(Text(line), soft_wrap=True)
+    if len(groups) > SHOWN:
+        console.print(Text(f"and {len(groups) - SHOWN} more kinds of findings; --json has them all"))

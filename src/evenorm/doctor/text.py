@@ -5,10 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from evenorm.doctor.findings import Finding, Scores
+from evenorm.doctor.findings import Finding, Scores, alike
 
 WIDTH = 80
-SHOWN = 12  # findings; the rest are counted
+SHOWN = 12  # kinds of findings; the rest are counted
+NAMED = 4  # layers of a kind; the rest are counted
 
 
 def as_text(summary: str, scores: Scores | None, findings: Sequence[Finding]) -> str:
@@ -16,10 +17,11 @@ def as_text(summary: str, scores: Scores | None, findings: Sequence[Finding]) ->
     lines = textwrap.wrap(harmless(summary), WIDTH)
     if scores is not None:
         lines += ["", *textwrap.wrap(score_line(scores), WIDTH)]
-    for finding in findings[:SHOWN]:
-        lines += ["", *_finding(finding)]
-    if len(findings) > SHOWN:
-        lines += ["", f"and {len(findings) - SHOWN} more findings: to_dict() has them all"]
+    groups = alike(findings)
+    for group in groups[:SHOWN]:
+        lines += ["", *group_lines(group, WIDTH)]
+    if len(groups) > SHOWN:
+        lines += ["", f"and {len(groups) - SHOWN} more kinds of findings: to_dict() has them all"]
     return "\n".join(lines)
 
 
@@ -35,22 +37,37 @@ def score_line(scores: Scores) -> str:
     return f"{scores.measure} on {scores.samples} samples by statistics: {told}"
 
 
-def title(finding: Finding) -> str:
-    """Return severity, code, layer and share of the harm."""
-    where = f" in {finding.layer}" if finding.layer else ""
-    harm = "" if finding.harm is None else f" ({finding.harm:.0%} of the loss)"
-    return f"{finding.severity}: {finding.code}{where}{harm}"
+def layers(group: Sequence[Finding]) -> str:
+    """Return the layers of findings of one kind, a few by name."""
+    named = [found.layer for found in group if found.layer]
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    return ", ".join(named[:NAMED]) + more
+
+
+def harm(group: Sequence[Finding]) -> str:
+    """Return the share of the loss that findings explain together; "" where that was not measured."""
+    known = [found.harm for found in group if found.harm is not None]
+    return f"{sum(known):.0%}" if known else ""
+
+
+def title(group: Sequence[Finding]) -> str:
+    """Return severity, code, layers and share of the harm of findings of one kind."""
+    where, share = layers(group), harm(group)
+    return f"{group[0].severity}: {group[0].code}{where and f' in {where}'}{share and f' ({share} of the loss)'}"
+
+
+def group_lines(group: Sequence[Finding], width: int) -> list[str]:
+    """Return title, cause and cure of findings of one kind; where layers differ, those of the worst."""
+    first = group[0]
+    differ = len({found.cause for found in group}) > 1 and first.layer
+    cause = f"in {first.layer}: {first.cause}" if differ else first.cause
+    parts = [(title(group), "", "    "), (cause, "  ", "  "), (f"cure: {first.cure}", "  ", "    ")]
+    return [
+        line
+        for text, start, other in parts
+        for line in textwrap.wrap(harmless(text), width, initial_indent=start, subsequent_indent=other)
+    ]
 
 
 def _amount(scores: Scores, value: float) -> str:
     return f"{value:.4g}" if scores.measure == "loss" else f"{value:.1%}"
-
-
-def _finding(finding: Finding) -> list[str]:
-    parts = [(title(finding), "", "")]
-    parts += [(finding.cause, "  ", "  "), (f"cure: {finding.cure}", "  ", "    ")]
-    return [
-        line
-        for text, first, other in parts
-        for line in textwrap.wrap(harmless(text), WIDTH, initial_indent=first, subsequent_indent=other)
-    ]
