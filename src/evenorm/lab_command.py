@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,9 @@ from evenorm.printing import print_json, print_table
 
 if TYPE_CHECKING:
     from evenorm.lab.experiment import Scale
+    from evenorm.lab.own.session import Asked
     from evenorm.lab.results import Analysis, Verdict
+    from evenorm.lab.run import Keep
 
 lab = typer.Typer(no_args_is_help=True)
 
@@ -37,6 +40,23 @@ Seeds = Annotated[int | None, typer.Option(help=f"Paired seeds. [default: {SEEDS
 Jobs = Annotated[int, typer.Option(help="Stacks of trials trained at the same time, one thread each.")]
 Backend = Annotated[str, typer.Option(help="Where stacks are trained: processes, dask or ray.")]
 Address = Annotated[str | None, typer.Option(help="Of the cluster's scheduler, such as tcp://host:8786.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Your own: a CSV, Parquet, .npz or IDX file, or a folder of pictures by class.", show_default=False
+    ),
+]
+Target = Annotated[str | None, typer.Option(help="The column of a table to be predicted.", show_default=False)]
+Task = Annotated[
+    str | None, typer.Option(help="classification or regression; read off the target.", show_default=False)
+]
+Drop = Annotated[list[str] | None, typer.Option(help="A column that is no input; may be repeated.")]
+Budget = Annotated[
+    float | None, typer.Option(help="Seconds for your own data, which the plan keeps to. [default: 300]")
+]
+Tensorboard = Annotated[
+    Path | None, typer.Option(help="Write event files for TensorBoard below this folder.", show_default=False)
+]
 Out = Annotated[Path, typer.Option(help="The folder of trials and report.")]
 Lang = Annotated[Language, typer.Option(help="Of verdicts and report: English or Korean.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -84,20 +104,31 @@ def run_(
     jobs: Jobs = 2,
     backend: Backend = "processes",
     address: Address = None,
+    data: Data = None,
+    target: Target = None,
+    task: Task = None,
+    drop: Drop = None,
+    budget: Budget = None,
+    tensorboard: Tensorboard = None,
     out: Out = Path("results"),
     lang: Lang = Language.en,
     as_json: Json = False,
 ) -> None:
     """Train the trials that are not stored yet, print the verdicts, and write the report."""
+    asked = _asked(names, data, target, task, drop, quick, seeds, budget)
     from evenorm.lab import run
     from evenorm.lab.machines import Machines
     from evenorm.lab.store import Store
 
-    scale, machines = _scale(quick, seeds), Machines(jobs, backend, address)
-
-    experiments, store = run.choose(names or []), Store(out)
+    scale, machines, store = _scale(quick, seeds), Machines(jobs, backend, address), Store(out)
     try:
-        analyses = run.run(experiments, scale, store, machines)
+        with _watched(tensorboard) as watch:
+            if asked is not None:
+                from evenorm.lab.own.session import ask
+
+                _finish_own(asked, ask(asked, store, machines, budget, watch), out, lang, as_json)
+                return
+            analyses = run.run(run.choose(names or []), scale, store, machines, watch=watch)
     except KeyboardInterrupt:
         print(
             "\nevenorm lab: interrupted; finished trials are stored. Go on with the same command.", file=sys.stderr
@@ -111,18 +142,72 @@ def report_(
     names: Names = None,
     quick: Quick = False,
     seeds: Seeds = None,
+    data: Data = None,
+    target: Target = None,
+    task: Task = None,
+    drop: Drop = None,
     out: Out = Path("results"),
     lang: Lang = Language.en,
     as_json: Json = False,
 ) -> None:
     """Write the report again from stored trials, without training."""
+    asked = _asked(names, data, target, task, drop, quick, seeds, None)
     scale = _scale(quick, seeds)
     from evenorm.lab import run
     from evenorm.lab.store import Store
 
     store = Store(out)
+    if asked is not None:
+        from evenorm.lab.own.session import answer
+
+        _finish_own(asked, answer(asked, store), out, lang, as_json)
+        return
     analyses = run.report(run.choose(names or []), scale, store)
     _finish(analyses, run.write(analyses, scale, store, out, lang.value), lang, as_json)
+
+
+def _asked(
+    names: list[str] | None,
+    data: Path | None,
+    target: str | None,
+    task: str | None,
+    drop: list[str] | None,
+    quick: bool,
+    seeds: int | None,
+    budget: float | None,
+) -> Asked | None:
+    """Return what is asked of a user's own data, or None.
+
+    Raises:
+        ValueError: options that do not go together.
+    """
+    if data is None:
+        given = {"--target": target, "--task": task, "--drop": drop, "--budget": budget}
+        strange = [option for option, value in given.items() if value]
+        if strange:
+            raise ValueError(f"{strange[0]} is for your own data: give it with --data")
+        return None
+    if quick or seeds is not None:
+        raise ValueError(
+            "--quick and --seeds are for the built-in experiments; with --data give --budget in seconds"
+        )
+    if budget is not None and not budget > 0:
+        raise ValueError(f"--budget is in seconds, more than 0; got {budget:g}")
+    from evenorm.lab.own.session import Asked
+
+    return Asked(data, target, task, tuple(drop or ()), tuple(names or ()))
+
+
+@contextmanager
+def _watched(folder: Path | None) -> Iterator[Keep | None]:
+    """Yield what writes every trial for TensorBoard, where that is asked for."""
+    if folder is None:
+        yield None
+        return
+    from evenorm.lab.event_files import event_files
+
+    with event_files(folder) as watch:
+        yield watch
 
 
 def _scale(quick: bool, seeds: int | None) -> Scale:
@@ -137,6 +222,21 @@ _HEADS = {
     Language.en: ("experiment", "comparison", "difference (95 %)", "margin", "p", "verdict"),
     Language.ko: ("실험", "비교", "차이 (95 %)", "기준 폭", "p", "판정"),
 }
+
+
+def _finish_own(asked: Asked, analyses: Sequence[Analysis], out: Path, lang: Language, as_json: bool) -> None:
+    """Print the answers in plain words first, and write the page that begins with them."""
+    from evenorm.lab import run
+    from evenorm.lab.language import translate
+    from evenorm.lab.report import write_report
+
+    heading = asked.heading(analyses)
+    if not as_json:
+        for question, told in translate(heading.advice, lang.value):
+            print(f"{question} {told}")
+    path = out / f"report-{asked.path.stem}.html"
+    write_report(analyses, path, environment=run.environment(), language=lang.value, heading=heading)
+    _finish(analyses, path, lang, as_json)
 
 
 def _finish(analyses: Sequence[Analysis], path: Path, lang: Language, as_json: bool) -> None:

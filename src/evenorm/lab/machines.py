@@ -58,7 +58,8 @@ class Machines:
 def abandon(parallel: joblib.Parallel) -> None:
     """Stop the processes of this machine in the middle of what they do; a cluster is told when it is left."""
     if parallel.n_jobs > 1:
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        # reuse=True: any other would be a new executor, made after the old one had finished all that waits.
+        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
 @contextmanager

@@ -28,6 +28,15 @@ _TEMPLATES = jinja2.PackageLoader("evenorm.lab", "templates")
 
 
 @dataclass(frozen=True)
+class Heading:
+    """What stands over a report on a user's own data: the title, and first of all the answers in plain words."""
+
+    title: str
+    lede: str
+    advice: tuple[tuple[str, str], ...] = ()  # question and answer
+
+
+@dataclass(frozen=True)
 class _Section:
     """An analysis with its place on the page."""
 
@@ -43,6 +52,7 @@ def write_report(
     environment: Mapping[str, str],
     layer: LayerView | None = None,
     language: str = "en",
+    heading: Heading | None = None,
 ) -> Path:
     """Write the report of `analyses` to `path` and return it; a reader never sees half a file.
 
@@ -52,6 +62,7 @@ def write_report(
         environment: versions and machine, as the footer shall show them.
         layer: the trained unit to take apart; without it the page has no such section.
         language: of the whole page, "en" or "ko"; a sentence without a translation stays as it is.
+        heading: where it is not the usual one.
 
     Raises:
         ValueError: no analyses, an unknown language, a path that is a folder.
@@ -62,7 +73,7 @@ def write_report(
         raise ValueError(
             f"the report is a file, but {path} is a folder; give a name such as {path / 'report.html'}"
         )
-    page = render_report(analyses, environment=environment, layer=layer, language=language)
+    page = render_report(analyses, environment=environment, layer=layer, language=language, heading=heading)
     write_page(path, page)
     return path
 
@@ -87,6 +98,7 @@ def render_report(
     environment: Mapping[str, str],
     layer: LayerView | None = None,
     language: str = "en",
+    heading: Heading | None = None,
 ) -> str:
     """The page as text: a pure function of its arguments, so that equal results give equal bytes.
 
@@ -110,6 +122,7 @@ def render_report(
             tally=[(verdict, count) for verdict, count in _tally(shown).items() if count],
             verdicts=list(Verdict),
             environment=environment,
+            heading=translate(heading, language) or Heading(vocabulary["title"], vocabulary["lede"]),
             layer=layer,
             limits=slider_limits(layer) if layer else None,
             style=Markup(source("report.css")),

@@ -11,6 +11,7 @@ _ENGLISH = {
         "first run, both sides of every comparison share their seeds, and what did not hold is shown as not "
         "holding."
     ),
+    "advice": "In plain words",
     "skip": "Skip to the verdicts",
     "contents": "Contents",
     "verdicts": "Verdicts at a glance",
@@ -123,6 +124,7 @@ _KOREAN = {
         "첫 실행 전에 적어 두었고, 비교하는 양쪽은 같은 시드를 쓴다. 맞지 않은 주장은 맞지 않았다고 그대로 "
         "보여 준다."
     ),
+    "advice": "쉬운 말로",
     "skip": "판정으로 건너뛰기",
     "contents": "차례",
     "verdicts": "한눈에 보는 판정",
