@@ -1,4 +1,4 @@
-"""What a step does to gradients: how far one layer's moves because the layers before it moved.
+"""What a step does to loss and gradients: along the gradient, and to a layer because those before it moved.
 
 Legend as in `networks`: S members, activations (S, C, N). A block is a linear layer with all that follows it up
 to the next one.
@@ -7,6 +7,7 @@ to the next one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,8 @@ def shift_of_gradients(
         _set(parts, [*after[:moved], *before[moved:]])
         (new,) = _weight_gradients(network, samples, criterion, [parts[index][0]])
         g = old[index]
-        cosines.append(nn.functional.cosine_similarity(g, new, dim=1))
-        distances.append((g - new).norm(dim=1) / g.norm(dim=1))
+        cosines.append(_product([g], [new]) / (_norm([g]) * _norm([new])))
+        distances.append(_norm([g - new]) / _norm([g]))
     _set(parts, after)
     return torch.stack(cosines, 1), torch.stack(distances, 1)
 
@@ -65,10 +66,66 @@ def _weight_gradients(
     network: nn.Sequential, samples: Samples, criterion: Criterion, weights: Sequence[Tensor]
 ) -> list[Tensor]:
     loss = criterion(network(samples.x), samples.y).mean(1).sum()
-    return [gradient.flatten(1) for gradient in torch.autograd.grad(loss, weights)]
+    return list(torch.autograd.grad(loss, weights))
 
 
 @torch.no_grad()
 def _set(parts: Sequence[Sequence[nn.Parameter]], values: Sequence[Tensor]) -> None:
     for parameter, value in zip([parameter for block in parts for parameter in block], values, strict=True):
         parameter.copy_(value)
+
+
+class Along(NamedTuple):
+    """What lies along minus the gradient: at each of the lengths, for each member."""
+
+    loss: Tensor  # at w itself, (S,)
+    losses: Tensor  # (S, lengths)
+    distances: Tensor  # ‖g′ − g‖, (S, lengths)
+    cosines: Tensor  # of g′ and g, (S, lengths)
+    norm: Tensor  # ‖g‖, (S,)
+    weights: Tensor  # ‖w‖² of the linear layers, (S,)
+
+
+def along_gradient(
+    network: nn.Sequential, samples: Samples, lengths: Sequence[float], criterion: Criterion
+) -> Along:
+    """Walk from the network's parameters w along −g, and take loss and gradient g′ at w − length · g.
+
+    All parameters, training mode, the same samples throughout (Santurkar et al. 2018, section 3.1 and appendix A).
+    """
+    parts = [[parameter for block in blocks(network) for parameter in block]]
+    start = [parameter.detach().clone() for parameter in parts[0]]
+    network.train()
+    here, g = _loss_and_gradients(network, samples, criterion, parts[0])
+    losses, distances, cosines = [], [], []
+    for length in lengths:
+        _set(parts, [place - length * slope for place, slope in zip(start, g, strict=True)])
+        loss, moved = _loss_and_gradients(network, samples, criterion, parts[0])
+        losses.append(loss)
+        distances.append(_norm([a - b for a, b in zip(moved, g, strict=True)]))
+        cosines.append(_product(moved, g) / (_norm(moved) * _norm(g)))
+    _set(parts, start)
+    weights = _norm([block[0].detach() for block in blocks(network)]).square()
+    every = [torch.stack(found, 1) for found in (losses, distances, cosines)]
+    return Along(here, every[0], every[1], every[2], _norm(g), weights)
+
+
+def _loss_and_gradients(
+    network: nn.Sequential, samples: Samples, criterion: Criterion, parameters: Sequence[nn.Parameter]
+) -> tuple[Tensor, list[Tensor]]:
+    loss = criterion(network(samples.x), samples.y).mean(1)
+    return loss.detach(), list(torch.autograd.grad(loss.sum(), parameters))
+
+
+def _product(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Return each member's inner product over all tensors, (S,); the first of a is (S, ...).
+
+    Member by member: how the sum of a row is rounded depends on how many rows there are.
+    """
+    members = a[0].shape[0]
+    products = torch.cat([(x * y).reshape(members, -1) for x, y in zip(a, b, strict=True)], 1)
+    return torch.stack([row.sum() for row in products])
+
+
+def _norm(a: Sequence[Tensor]) -> Tensor:
+    return _product(a, a).sqrt()
