@@ -74,10 +74,12 @@ def descend(
     steps: int,
     criterion: Criterion = cross_entropy,
     penalties: Mapping[Tensor, Callable[[Tensor], Tensor]] | None = None,
+    start: int = 0,
 ) -> Iterator[tuple[int, Tensor]]:
     """Train all members, each at its own rate and in its own batch order; yield (steps done, loss (S,)).
 
     The loss is yielded without the penalties, each of which gives its gradient at the parameter it is named for.
+    A network that was trained for `start` steps goes on with the batches that follow them.
 
     A member that diverges fills its own slices with NaN and no others: the sum of the losses gives each
     parameter slice the gradient of its own member, and no operation mixes members.
@@ -86,7 +88,7 @@ def descend(
     order = torch.stack([batch_order(trial.seed, count, min(batch, count), steps) for trial in trials])
     rates = torch.tensor([[trial.rate] for trial in trials])
     parameters = list(network.parameters())
-    for step in range(steps):
+    for step in range(start, steps):
         network.train()
         drawn = samples.batch(order[:, step])
         loss = criterion(network(drawn.x), drawn.y).mean(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from evenorm.lab.experiment import Experiment
 from evenorm.lab.experiments import (
     affine,
+    batch_size,
     exact,
     inference,
     init,
@@ -29,6 +30,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         affine.EXPERIMENT,
         placement.EXPERIMENT,
         inference.EXPERIMENT,
+        batch_size.EXPERIMENT,
         overfitting.EXPERIMENT,
         exact.EXPERIMENT,
     )
