@@ -66,23 +66,24 @@ def check_eps(eps: float, training: bool) -> None:
         raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
 
 
-def check_count(x: Tensor, training: bool = True, mask: Tensor | None = None, may_be_single: bool = False) -> None:
-    """Raise torch's error where a channel has one value only, which has no variance.
+def check_count(
+    x: Tensor, training: bool = True, mask: Tensor | None = None, may_be_single: bool = False, *, cure: str
+) -> None:
+    """Raise torch's error, with the cure behind it, where a channel has one value only, which has no variance.
 
     A mask is looked into where that needs no host sync: for others, a batch without valid values changes nothing.
     """
-    cure = "; on_single='population' normalises such a batch by the running statistics"
     valid = None if mask is None or not training or x.numel() == 0 else _known_count(mask)
     if valid == 0:
         text = "mask must leave at least one valid position (True) when training"
         raise ValueError(f"{text}, got mask {tuple(x.shape[:1] + x.shape[2:])}, all False")
     if valid == 1 and not may_be_single:
         text = "Expected more than 1 value per channel when training"
-        raise ValueError(f"{text}, got input size {x.size()} with 1 valid position{cure}")
+        raise ValueError(f"{text}, got input size {x.size()} with 1 valid position; {cure}")
     if x.numel() == x.shape[1] and x.numel() > 0 and not may_be_single:
         if training:
             raise ValueError(
-                f"Expected more than 1 value per channel when training, got input size {x.size()}{cure}"
+                f"Expected more than 1 value per channel when training, got input size {x.size()}; {cure}"
             )
         raise ValueError(
             "Expected more than 1 value per channel without running statistics (there are none to normalise by), "

@@ -17,6 +17,7 @@ from evenorm.activations import IDENTITY, TABLE, Activation, resolve
 from evenorm.autograd import exporting, transformed, wants_gradient
 from evenorm.averages import Exponential
 from evenorm.checks import check, check_count, check_eps
+from evenorm.engines import cpu
 from evenorm.formulas import Setting, valid_only
 from evenorm.moments import Moments
 from evenorm.renorm import Anchor, Recalled
@@ -89,7 +90,7 @@ def batch_norm(
         if running_mean is None or running_var is None:
             raise ValueError("Expected running_mean and running_var to be defined when training=False")
         return infer(x, running_mean, running_var, weight, bias, residual, mask, eps, activation)
-    check_count(x, mask=mask)
+    check_count(x, mask=mask, cure="training=False normalises such a batch by the running statistics")
     y, batch = train(x, weight, bias, residual, mask, None, eps, activation)
     if running_mean is not None and running_var is not None and not updates.recomputing():
         updates.commit_(updates.Running(running_mean, running_var), batch, Exponential(momentum))
@@ -187,6 +188,31 @@ def train(
     if behind is not None:
         y = behind(y, mask)
     return y, Moments(*batch)
+
+
+def train_step(
+    x: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    residual: Maybe,
+    eps: float,
+    activation: str | nn.Module | None,
+    update: cpu.Update | None,
+) -> Tensor | None:
+    """Do `train` and the update of the running statistics in one call of the CPU engine; None where it cannot.
+
+    It is the way of an ordinary layer: a small one spends most of its time in Python.
+    """
+    known = resolve(activation)
+    if known is None or (residual is not None and residual.dtype != x.dtype):
+        return None
+    if transformed() or not cpu.supports(x) or not (update is None or cpu.supports(update[0])):
+        return None
+    setting = Setting(None, None, eps, *known)
+    if wants_gradient(x, weight, bias, residual):
+        y: Tensor = autograd.apply(autograd.Step, x, weight, bias, residual, (setting, update))
+        return y
+    return cpu.train_step(x, weight, bias, residual, setting, update)[0]
 
 
 def infer(

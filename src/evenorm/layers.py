@@ -22,10 +22,12 @@ from torch.nn.parameter import UninitializedBuffer
 from evenorm import functional, updates, workers
 from evenorm.averages import Average, Cumulative, Exponential, Window
 from evenorm.checks import OnNonfinite, OnSingle, check, check_count, check_eps, check_options
+from evenorm.engines import cpu
 from evenorm.moments import Moments, virtual_batches
 from evenorm.renorm import Anchor, Renorm, keep, recall, remember
 from evenorm.workers import Group
 
+_FOR_SINGLE = "on_single='population' normalises such a batch by the running statistics"
 _CONVERT_SYNC = inspect.unwrap(nn.SyncBatchNorm.convert_sync_batchnorm).__code__
 
 
@@ -130,7 +132,7 @@ class Layer(_NormBase):
         if not isinstance(average, (Exponential, Cumulative, Window)):
             raise TypeError(f"average must be Exponential, Cumulative or Window, got {average!r}")
         plain = isinstance(average, Cumulative) or (isinstance(average, Exponential) and not average.debias)
-        self._average = None if plain else average  # type: ignore[assignment]
+        self._average = None if plain else average  # type: ignore[assignment]  # never Cumulative, which is plain
         if not isinstance(average, Window):
             self.momentum = average.momentum if isinstance(average, Exponential) else None
         elif self.momentum is None:
@@ -148,7 +150,7 @@ class Layer(_NormBase):
     def forward(self, input: Tensor, *, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Normalise, add the residual, activate; where the mask is False, give 0. See the class."""
         self._check_input_dim(input)
-        mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
+        mean, var, weight, bias = self._tensors()
         check(input, mean, var, weight, bias, residual, mask)
         by_batch = (self.training and not self.frozen) or (mean is None and var is None)
         check_eps(self.eps, by_batch)
@@ -159,21 +161,37 @@ class Layer(_NormBase):
             if mean is None or var is None:
                 raise ValueError("running_mean and running_var must both be there or both None, got one of them")
             return functional.infer(input, mean, var, weight, bias, residual, mask, self.eps, self.activation)
-        among = workers.among(self.process_group, input, mean) if self.training else None
+        pools = self.process_group is not None and self.training
+        among = workers.among(self.process_group, input, mean) if pools else None
         if among is None:
-            check_count(input, self.training, mask, lonely)
-        splits = virtual_batches(input.shape[0], self.virtual_batch_size)
-        anchor, again = self._anchor(mean, var, mask), updates.recomputing()
+            check_count(input, self.training, mask, lonely, cure=_FOR_SINGLE)
+        splits = None
+        if self.virtual_batch_size is not None:
+            splits = virtual_batches(input.shape[0], self.virtual_batch_size)
+        again = updates.recomputing()
+        tracked = self.training and self.track_running_stats and not again
+        if mask is None and splits is None and among is None and self._is_ordinary():
+            update = self._update(mean, var) if tracked else None
+            y = functional.train_step(input, weight, bias, residual, self.eps, self.activation, update)
+            if y is not None:
+                return y
+        anchor = self._anchor(mean, var, mask) if self.renorm or lonely else None
         tied_to = recall(self, anchor) if anchor is not None and again else anchor
         y, batch = functional.train(
             input, weight, bias, residual, mask, splits, self.eps, self.activation, tied_to, among
         )
         if anchor is not None and not again:
             remember(self, batch, anchor)
-        tracked = self.training and self.track_running_stats and not again
         if tracked and mean is not None and var is not None:
             self._commit_(mean, var, batch)
         return y
+
+    def _tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """Return running_mean, running_var, weight, bias, past nn.Module's look, which takes 0.6 us for each."""
+        buffers, parameters = self._buffers, self._parameters
+        if "weight" in parameters and "bias" in parameters:
+            return buffers["running_mean"], buffers["running_var"], parameters["weight"], parameters["bias"]
+        return self.running_mean, self.running_var, self.weight, self.bias  # parametrized, pruned or sharded
 
     def _anchor(self, mean: Tensor | None, var: Tensor | None, mask: Tensor | None) -> Anchor | None:
         """Return what ties a batch to the running statistics, if an option asks for that."""
@@ -185,6 +203,19 @@ class Layer(_NormBase):
             mean, var, batches = keep(mean), keep(var), keep(batches)
         limits = (self.renorm or Renorm(r_max=1.0, d_max=0.0)).limits(batches)
         return Anchor(mean, var, *limits, replaces_single=single)
+
+    def _is_ordinary(self) -> bool:
+        """Tell whether nothing stands between pool, apply and track, so that they can be one call."""
+        special = self.renorm or self.gathers or self.on_nonfinite == "raise" or isinstance(self._average, Window)
+        return not special and not torch.compiler.is_compiling()
+
+    def _update(self, mean: Tensor | None, var: Tensor | None) -> cpu.Update | None:
+        """Return how a batch enters the running statistics, as the CPU engine takes it."""
+        if mean is None or var is None:
+            return None
+        momentum, debias = updates.weight(self.average)
+        get, skips = self._buffers.get, self.on_nonfinite != "propagate"
+        return mean, var, get("num_batches_tracked"), momentum, debias, skips, get("nonfinite_batches")
 
     def _commit_(self, mean: Tensor, var: Tensor, batch: Moments) -> None:
         """Let the batch enter the running statistics, now or at the end of a `one_update`."""
@@ -198,7 +229,8 @@ class Layer(_NormBase):
             batch = batch.pooled()
             self.step = batch if self.step is None else self.step + batch
             return
-        running = updates.Running(mean, var, self.num_batches_tracked, get("window_mean"), get("window_var"), bad)
+        counter = get("num_batches_tracked")
+        running = updates.Running(mean, var, counter, get("window_mean"), get("window_var"), bad)
         updates.commit_(running, batch, self.average, skip_nonfinite=self.on_nonfinite != "propagate")
 
     def finish_step_(self) -> None:

@@ -54,11 +54,16 @@ def commit_(running: Running, batch: Moments, average: Average, *, skip_nonfinit
     engine = engines.choose(running.mean)
     if engine is not formulas and not vmapped and not isinstance(average, Window):
         # One call in place of a dozen small operations, which would cost more than a small layer's kernels.
-        weight = (math.nan, False) if isinstance(average, Cumulative) else (average.momentum, average.debias)
         mean, var, batches, _, _, nonfinite = running
-        engine.track_(mean, var, batches, batch, *weight, skip_nonfinite, nonfinite)
+        engine.track_(mean, var, batches, batch, *weight(average), skip_nonfinite, nonfinite)
     else:
         _commit_plainly_(running, batch.pooled(), average, skip_nonfinite)
+
+
+def weight(average: Average) -> tuple[float, bool]:
+    """Return momentum and debias as an engine takes them: NaN is what it calls cumulative."""
+    assert not isinstance(average, Window)  # which has to remember, and so is no weight
+    return (math.nan, False) if isinstance(average, Cumulative) else (average.momentum, average.debias)
 
 
 @torch.no_grad()

@@ -44,25 +44,77 @@ static bool stays_finite(double value, Type type) {
   return false;
 }
 
+// Some channels at a time, so that their types are asked for once and the arithmetic is done in vectors.
+constexpr int64_t block = 128;
+
+template <class T>
+static void widen_all(const T* from, int64_t stride, int64_t count, double* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = double(from[i * stride]);
+}
+
+static void load(const Values& from, int64_t first, int64_t count, double* to) {
+  const int64_t stride = from.channel_stride;
+  switch (from.type) {
+    case Type::float32: return widen_all(static_cast<const float*>(from.data) + first * stride, stride, count, to);
+    case Type::float64: return widen_all(static_cast<const double*>(from.data) + first * stride, stride, count, to);
+    default:
+      for (int64_t i = 0; i < count; ++i) to[i] = read(from, 0, first + i);
+  }
+}
+
+struct Block {
+  double mean[block], var[block];
+};
+
+// What the batch brings: the mean and the unbiased variance of each channel.
+static void load_batch(const Update& update, int64_t first, int64_t size, double count, Block& batch) {
+  if (update.groups == 1) {
+    load(update.mean, first, size, batch.mean);
+    load(update.m2, first, size, batch.var);
+  } else {
+    for (int64_t i = 0; i < size; ++i) {
+      const Pooled all = pooled(update, first + i, count);
+      batch.mean[i] = all.mean;
+      batch.var[i] = all.m2;
+    }
+  }
+  for (int64_t i = 0; i < size; ++i) batch.var[i] /= count - 1;
+}
+
+// Returns how many of the channels had to be left out.
+static int64_t track_block(const Update& update, int64_t first, int64_t size, double count, double weight) {
+  Block batch, now;
+  load_batch(update, first, size, count, batch);
+  load(update.running_mean, first, size, now.mean);
+  load(update.running_var, first, size, now.var);
+  for (int64_t i = 0; i < size; ++i) {
+    now.mean[i] += weight * (batch.mean[i] - now.mean[i]);
+    now.var[i] += weight * (batch.var[i] - now.var[i]);
+  }
+  const Type mean_type = update.running_mean.type, var_type = update.running_var.type;
+  int64_t skipped = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const bool finite = stays_finite(now.mean[i], mean_type) && stays_finite(now.var[i], var_type);
+    if (update.skip_nonfinite && !finite) {
+      skipped += 1;
+      if (update.skipped != nullptr && update.skipped_stride != 0) update.skipped[(first + i) * update.skipped_stride] += 1;
+      continue;
+    }
+    write(update.running_mean, 0, first + i, now.mean[i]);
+    write(update.running_var, 0, first + i, now.var[i]);
+  }
+  return skipped;
+}
+
 void track(const Update& update) {
   double count = 0;
   for (int64_t g = 0; g < update.groups; ++g) count += read(update.count, g, 0);
   if (!(count > 1)) return;  // one value has no unbiased variance
   const double weight = weight_of(update);
   int64_t skipped = 0;
-  for (int64_t c = 0; c < update.channels; ++c) {
-    const Pooled batch = pooled(update, c, count);
-    const double old_mean = read(update.running_mean, 0, c), old_var = read(update.running_var, 0, c);
-    const double mean = old_mean + weight * (batch.mean - old_mean);
-    const double var = old_var + weight * (batch.m2 / (count - 1) - old_var);
-    const bool finite = stays_finite(mean, update.running_mean.type) && stays_finite(var, update.running_var.type);
-    if (update.skip_nonfinite && !finite) {
-      skipped += 1;
-      if (update.skipped != nullptr && update.skipped_stride != 0) update.skipped[c * update.skipped_stride] += 1;
-      continue;
-    }
-    write(update.running_mean, 0, c, mean);
-    write(update.running_var, 0, c, var);
+  for (int64_t first = 0; first < update.channels; first += block) {
+    const int64_t size = update.channels - first < block ? update.channels - first : block;
+    skipped += track_block(update, first, size, count, weight);
   }
   // A batch that no channel took does not count.
   if (update.batches != nullptr && skipped < update.channels) *update.batches += 1;

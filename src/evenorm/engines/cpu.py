@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,10 @@ from evenorm.formulas import Setting
 from evenorm.moments import Moments
 
 Maybe = Tensor | None
+
+# What `track_` takes besides the batch: running_mean, running_var, num_batches_tracked, momentum, debias,
+# skip_nonfinite, skipped.
+Update = tuple[Tensor, Tensor, Maybe, float, bool, int, Maybe]
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
@@ -41,14 +46,14 @@ def available() -> str | None:
 
 
 # To torch.compile the answer is a constant: it calls the function while it traces, so the library gets loaded.
-available._dynamo_marked_constant = True  # type: ignore[attr-defined]
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]  # functions have no such attribute
 
 
 def supports(x: Tensor) -> bool:
     """Tell whether the kernels take x: an ordinary dense tensor in memory, of one of the four float types."""
     return (
-        x.dtype in _DTYPES
-        and x.device.type == "cpu"
+        x.is_cpu
+        and x.dtype in _DTYPES
         and x.layout is torch.strided
         and (type(x) in _PLAIN or type(x).__name__ == "FakeTensor")
         and available() is None
@@ -92,6 +97,17 @@ def train_forward(
     found: tuple[Tensor, Tensor, Tensor, Tensor] = _operators.train_forward.default(
         x, weight, bias, residual, *setting
     )
+    return found
+
+
+def train_step(
+    x: Tensor, weight: Maybe, bias: Maybe, residual: Maybe, setting: Setting, update: Update | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Do `train_forward` and, in the same call, let the batch enter the running statistics, in place."""
+    if update is None:
+        return train_forward(x, weight, bias, residual, setting)
+    found: tuple[Tensor, Tensor, Tensor, Tensor]
+    found = _operators.train_step.default(x, weight, bias, residual, *setting, *update)
     return found
 
 
@@ -366,6 +382,10 @@ def _fake_track(
     return None
 
 
+def _fake_train_step(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    return (_like(x), *_fake_moments(x, None, given[4]))
+
+
 # Of every operator, by name; the GPU engine's operators are alike.
 SHAPES: dict[str, Callable[..., object]] = {
     "moments": _fake_moments,
@@ -376,4 +396,5 @@ SHAPES: dict[str, Callable[..., object]] = {
     "train_backward": _fake_train_backward,
     "eval_backward": _fake_eval_backward,
     "track_": _fake_track,
+    "train_step": _fake_train_step,
 }

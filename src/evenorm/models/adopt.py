@@ -79,7 +79,7 @@ def release_(layer: Layer) -> None:
         for name, buffer in layer._buffers.items():
             if buffer is not None and buffer.is_floating_point():
                 layer._buffers[name] = buffer.to(layer.weight.dtype)
-    layer.__class__ = theirs  # type: ignore[assignment]
+    layer.__class__ = theirs  # type: ignore[assignment]  # mypy knows no object that changes its class
 
 
 def why_not_theirs(layer: Layer) -> str:

@@ -1,0 +1,105 @@
+// What the binding sees of torch: handles, tensors with their metadata read once, arguments on the stack. For binding.cpp alone.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "engine.h"
+
+namespace {
+
+using evenorm::Task;
+using evenorm::Type;
+using evenorm::Values;
+namespace stable = torch::stable::detail;
+
+#define CHECK(condition, ...) STD_TORCH_CHECK(condition, "evenorm: ", __VA_ARGS__)
+
+class Handle {
+ public:
+  Handle() = default;
+  explicit Handle(AtenTensorHandle given) : given_(given) {}
+  Handle(Handle&& other) noexcept : given_(std::exchange(other.given_, nullptr)) {}
+  Handle& operator=(Handle&& other) noexcept {
+    std::swap(given_, other.given_);
+    return *this;
+  }
+  ~Handle() {
+    if (given_ != nullptr) aoti_torch_delete_tensor_object(given_);
+  }
+  AtenTensorHandle get() const { return given_; }
+  AtenTensorHandle release() { return std::exchange(given_, nullptr); }
+  explicit operator bool() const { return given_ != nullptr; }
+
+ private:
+  AtenTensorHandle given_ = nullptr;
+};
+
+struct Types {
+  int32_t codes[4] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(), aoti_torch_dtype_bfloat16(),
+                      aoti_torch_dtype_float16()};
+  int32_t boolean = aoti_torch_dtype_bool(), int64 = aoti_torch_dtype_int64();
+  int32_t cpu = aoti_torch_device_type_cpu();
+};
+const Types& types() {
+  static const Types found;
+  return found;
+}
+constexpr int64_t type_bytes[4] = {4, 8, 2, 2};
+
+// A tensor with its metadata read once. Sizes and strides are borrowed from the tensor.
+struct View {
+  Handle handle;
+  int64_t dim = 0;
+  const int64_t* sizes = nullptr;
+  const int64_t* strides = nullptr;
+  int32_t code = 0;
+  void* data = nullptr;
+
+  View() = default;
+  explicit View(Handle given) : handle(std::move(given)) {
+    int64_t *size, *stride;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle.get(), &dim));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle.get(), &size));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle.get(), &stride));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle.get(), &code));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle.get(), &data));
+    sizes = size;
+    strides = stride;
+  }
+  explicit operator bool() const { return bool(handle); }
+  int64_t count() const {
+    int64_t product = 1;
+    for (int64_t d = 0; d < dim; ++d) product *= sizes[d];
+    return product;
+  }
+  Type type(const char* name) const {
+    for (int i = 0; i < 4; ++i)
+      if (code == types().codes[i]) return Type(i);
+    CHECK(false, name, " must be float32, float64, bfloat16 or float16");
+  }
+};
+
+// The arguments on the stack, in order; whatever is not taken is freed nowhere, so take all of them.
+class Arguments {
+ public:
+  explicit Arguments(StableIValue* stack) : next_(stack) {}
+  View tensor() { return View(Handle(stable::to<AtenTensorHandle>(*next_++))); }
+  View optional_tensor() {
+    const auto given = stable::to<std::optional<AtenTensorHandle>>(*next_++);
+    return given.has_value() ? View(Handle(*given)) : View();
+  }
+  std::optional<std::vector<int64_t>> optional_ints() { return stable::to<std::optional<std::vector<int64_t>>>(*next_++); }
+  double number() { return stable::to<double>(*next_++); }
+  int64_t integer() { return stable::to<int64_t>(*next_++); }
+  bool flag() { return stable::to<bool>(*next_++); }
+
+ private:
+  StableIValue* next_;
+};
+
+}  // namespace
