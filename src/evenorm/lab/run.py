@@ -137,7 +137,7 @@ def train(
                     for trial, record in zip(stack, members, strict=True):
                         keep(trial, record)
                     if advance is not None:
-                        what = f"{experiment.name}, {stack[0].arm}: {len(stack)} trials{_loss(members)}"
+                        what = f"{stack[0].experiment}, {stack[0].arm}: {len(stack)} trials{_loss(members)}"
                         advance(what, _work(experiment, stack))
                     if waiting and deadline is not None and time.monotonic() > deadline:
                         raise OutOfTimeError(len(waiting), planned)

@@ -67,9 +67,14 @@ def measure(data: OwnData) -> Speed:
 
 
 def choose_plan(
-    questions: Mapping[str, Question], data: OwnData, budget: float, machines: Machines, store: Store
+    questions: Mapping[str, Question],
+    data: OwnData,
+    budget: float,
+    machines: Machines,
+    store: Store,
+    deadline: float | None = None,
 ) -> Plan:
-    """Return the plan to train within the budget, in seconds.
+    """Return the plan to train within the budget, in seconds, of which some may be gone: the deadline says.
 
     A plan that was begun is gone on with, if what is left of it fits; a finished one is kept, unless a larger one
     fits with room to spare: measured twice, a machine is never equally fast.
@@ -80,18 +85,19 @@ def choose_plan(
     speed = measure(data)
     left = {plan: _left(questions, data, plan, store) for plan in LADDER}
     needed = {plan: seconds(len(left[plan]), plan, speed, machines) for plan in LADDER}
+    room = budget if deadline is None else deadline - time.monotonic()
     begun = _begun(questions, data, left)
-    if begun is not None and needed[begun] <= budget:
-        larger = [plan for plan in LADDER[: LADDER.index(begun)] if needed[plan] <= ROOM_TO_SPARE * budget]
+    if begun is not None and needed[begun] <= room:
+        larger = [plan for plan in LADDER[: LADDER.index(begun)] if needed[plan] <= ROOM_TO_SPARE * room]
         return larger[0] if larger and not left[begun] else begun
     for plan, time_needed in needed.items():
-        if time_needed <= budget:
+        if time_needed <= room:
             return plan
-    least = min(needed.values())
+    least = min(needed.values()) + budget - room
     raise ValueError(
         f"--budget {budget:g} is too small: on this machine the smallest plan ({len(questions)} questions, "
         f"{LADDER[-1].seeds} seeds, {LADDER[-1].steps} steps) takes about {least:.0f} s; give --budget "
-        f"{1.1 * least + 1:.0f}, or fewer questions by name"
+        f"{math.ceil(1.1 * least) + 1}, or fewer questions by name"
     )
 
 

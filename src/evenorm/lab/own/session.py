@@ -86,7 +86,7 @@ def ask(
     seconds = SECONDS if budget is None else budget
     deadline = time.monotonic() + seconds
     data, questions = asked.read(), choose(asked.names)
-    plan = choose_plan(questions, data, deadline - time.monotonic(), machines, store)
+    plan = choose_plan(questions, data, seconds, machines, store, deadline)
     command = asked.command() + ("" if budget is None else f" --budget {budget:g}")
     found = experiments(questions, data, plan, command)
     return run.run(found, _scale(plan), store, machines, deadline=deadline, watch=watch)
