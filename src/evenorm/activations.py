@@ -80,7 +80,7 @@ TABLE = (
     Row(
         "elu",
         lambda z, alpha: functional.elu(z, alpha),
-        lambda z, alpha: torch.where(z > 0, torch.ones_like(z), alpha * torch.exp(z.clamp(max=0))),
+        lambda z, alpha: torch.where(z <= 0, alpha * torch.exp(z.clamp(max=0)), torch.ones_like(z)),
         nn.ELU,
         parameter=1.0,
         parameter_name="alpha",

@@ -135,7 +135,7 @@ struct Elu {
   }
   template <class S> [[gnu::always_inline]] static S slope(S z, S parameter) {
     const S low = parameter * exp_of(z > 0 ? S(0) : z);
-    return z > 0 ? S(1) : low;
+    return z <= 0 ? low : S(1);  // NaN lets the gradient pass, as in torch
   }
 };
 
