@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 import evenorm
 from evenorm.doctor.findings import Severity
 from evenorm.doctor.measure import scored
+from evenorm.doctor.streams import _within
 
 
 def network(**options) -> nn.Sequential:
@@ -226,6 +228,107 @@ def test_a_relu_that_is_fused_is_seen():
     with torch.no_grad():
         model[1].bias[:2] = -20
     assert only(evenorm.diagnose(model, [torch.randn(16, 4)]), "dead-relu").evidence["channels"] == 2
+
+
+class Dropping(nn.Module):
+    """Dropout as a function: no module tells of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.norm(nn.functional.dropout(self.first(x), 0.5, self.training)))
+
+
+def test_a_dropout_that_is_called_is_seen():
+    torch.manual_seed(0)
+    model, data = Dropping(), list(torch.randn(200, 64, 4))
+    for batch in data:
+        model(batch)
+    found = only(evenorm.diagnose(model, data), "dropout-shift")
+    assert (found.layer, found.evidence["p"]) == ("norm", 0.5)
+    assert found.evidence["exact / running variance"] == pytest.approx(0.5, rel=0.1)
+
+
+def test_statistics_of_the_last_few_batches():
+    """Momentum 0.9 leaves about the last batch alone: by chance as far off as a batch's own mean, and as bad."""
+    model, data = network(momentum=0.9), list(4 * torch.randn(40, 12, 4))
+    evenorm.calibrate(model, data)
+    with torch.no_grad():
+        labelled = [(batch, model.eval()(batch).argmax(1)) for batch in data]
+        model.train()(4 * torch.randn(12, 4))
+    diagnosis = evenorm.diagnose(model, labelled)
+    found, scores = diagnosis.findings[0], diagnosis.scores
+    assert (found.code, found.severity, found.evidence["momentum"]) == ("noisy-statistics", Severity.ERROR, 0.9)
+    assert found.harm == 1
+    assert scores.exact == 1
+    assert scores.lost == 1 - scores.running > scores.batch - scores.running
+    assert "those of the last few batches (momentum 0.9)" in diagnosis.summary
+
+
+@pytest.mark.parametrize(("momentum", "told"), [(None, "None"), (0.004, 0.004), (0.1, "")])
+def test_statistics_of_older_weights(momentum, told):
+    torch.manual_seed(0)
+    model, data = network(momentum=momentum), list(4 * torch.randn(20, 64, 4))
+    model[1].num_batches_tracked.fill_(2000)
+    with torch.no_grad():
+        model[0].weight.mul_(1.5)
+    found = evenorm.diagnose(model, data).findings[0]
+    assert found.code == ("lagging-statistics" if told else "foreign-statistics")
+    assert found.evidence.get("momentum", "") == told
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3, 4])
+def test_streams_are_counted(streams):
+    torch.manual_seed(0)
+    model = network()
+    data = [4 * torch.randn(16, 4) + 6 * (number % streams) * torch.ones(4) for number in range(40)]
+    for batch in 5 * data:
+        model(batch)
+    found = [one for one in evenorm.diagnose(model, data).findings if one.code == "mixed-streams"]
+    assert [one.evidence["clusters of batches"] for one in found[:1]] == ([] if streams == 1 else [streams])
+    if found:
+        assert {2: "two", 3: "three", 4: "four"}[streams] + " streams" in found[0].cause
+
+
+def test_batches_in_order_are_no_streams():
+    model = network()
+    data = [4 * torch.randn(16, 4) + number / 3 for number in range(40)]
+    found = next(one for one in evenorm.diagnose(model, data).findings if one.code == "mixed-streams")
+    assert found.evidence["clusters of batches"] == "none"
+    assert "sorted" in found.cause
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_the_best_clusters_are_found(number):
+    values = torch.randn(12, generator=torch.Generator().manual_seed(number)).double().sort().values
+    cuts = itertools.combinations(range(1, 12), number - 1)
+    runs = [torch.tensor_split(values, cut) for cut in cuts]
+    least = min(
+        sum(float(run.var(correction=0)) * len(run) for run in one) for one in runs if all(map(has_two, one))
+    )
+    assert _within(values, number) == pytest.approx(least)
+
+
+def has_two(run) -> bool:
+    return len(run) >= 2
+
+
+def test_likeness_is_the_share_of_the_outputs_variance_that_is_kept():
+    model, data = network(momentum=0.02), [3 * torch.randn(16, 4) + 2 for _ in range(12)]
+    model[3] = nn.Unflatten(1, (2, 3))  # outputs of three dimensions are no classes
+    found = evenorm.diagnose(model, data).scores
+    assert (found.measure, found.batch) == ("likeness", 1.0)
+    kept = []
+    for batch in [batch for number, batch in enumerate(data) if scored(number)]:
+        with torch.no_grad(), evenorm.no_update(model):
+            wanted, got = model.train()(batch).double(), model.eval()(batch).double()
+        lost = (got - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean()
+        kept.append(max(0.0, 1 - float(lost)))
+    assert found.running == pytest.approx(sum(kept) / len(kept), rel=1e-5)
+    assert 0 < found.running < found.exact < 1
+    assert found.harmful
 
 
 def test_distances_are_those_of_a_direct_computation():

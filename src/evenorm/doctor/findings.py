@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -60,7 +61,7 @@ class Scores:
         exact: by exact statistics over the data.
         batch: by each batch's own, as `train()` does, but without dropout.
         samples: how many samples were scored.
-        noise: how much of a difference between running and batch may be chance.
+        noise: how much of `lost` may be chance.
     """
 
     measure: str
@@ -72,8 +73,8 @@ class Scores:
 
     @property
     def lost(self) -> float:
-        """What `eval()` loses against the batch's own statistics."""
-        return self._sign * (self.batch - self.running)
+        """What `eval()` loses against the batch's own statistics, or the exact ones where these do better."""
+        return max(self._sign * (self.batch - self.running), self.recovered)
 
     @property
     def recovered(self) -> float:
@@ -115,3 +116,8 @@ def alike(findings: Sequence[Finding]) -> list[list[Finding]]:
     for found in findings:
         groups.setdefault((found.code, found.severity), []).append(found)
     return list(groups.values())
+
+
+def short(number: float) -> float | str:
+    """Return a number as evidence shows it: three digits; a word where it is not finite."""
+    return float(f"{number:.3g}") if math.isfinite(number) else str(number)

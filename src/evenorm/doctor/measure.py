@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evenorm.doctor.behind import Behind
+from evenorm.doctor.around import Around
 from evenorm.doctor.findings import Scores
 from evenorm.doctor.padding import Padding, padding
 from evenorm.doctor.records import Record
@@ -135,6 +135,7 @@ class Measured:
         layers: of the layers that were reached, in that order.
         padding: what of the input is padding.
         behind: by layer, the activation behind it, how many channels it loses, of how many.
+        dropped: by layer, the p of the dropout that was called in front of it.
         why_not: why nothing could be measured; "" where it could.
     """
 
@@ -142,6 +143,7 @@ class Measured:
     layers: Mapping[str, LayerMeasured] = field(default_factory=dict)
     padding: Padding | None = None
     behind: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
+    dropped: Mapping[str, float] = field(default_factory=dict)
     why_not: str = ""
 
 
@@ -203,7 +205,7 @@ class _Passes:
 
     def over(self, data: Iterable[Any]) -> Measured:
         """Run all that there is to run."""
-        watch, behind = Keeping(self.layers, list(self.layers)), Behind(self.layers)
+        watch, around = Keeping(self.layers, list(self.layers)), Around(self.layers)
         waiting: list[_Runnable] = []
         padded: Padding | None = None
         samples, room, number = 0, WAITING, 0
@@ -216,12 +218,12 @@ class _Passes:
             padded = padding(runnable.first_input(), padded)
             size = _size(batch)
             if samples < SAMPLES and size <= room and scored(number) and self.tally.takes(by_batch, batch):
-                with nullcontext() if behind.closed else behind:
+                with nullcontext() if around.closed else around:
                     by_running = runnable.output()
                 self.tally.add(batch, by_batch, by_running)
                 waiting.append(runnable)
                 samples, room = samples + self.tally.counts[-1], room - size
-                behind.closed = samples >= LOOKED_BEHIND
+                around.closed = samples >= LOOKED_BEHIND
             number += 1
         if not number:
             raise ValueError("data gave no batch; nothing was changed")
@@ -230,7 +232,7 @@ class _Passes:
             for index, runnable in enumerate(waiting):
                 self.tally.add_exact(index, runnable.batch, runnable.output())
         measured = {name: self._measured(name, one, watch.kept[name], number) for name, one in found.items()}
-        return Measured(self.tally.scores(), measured, padded, behind.lost())
+        return Measured(self.tally.scores(), measured, padded, around.lost(), around.dropped)
 
     def _measured(self, name: str, one: Gathered, kept: list[Moments], batches: int) -> LayerMeasured:
         layer = self.layers[name]

@@ -60,11 +60,13 @@ class Tally:
         by_sample = self.measure in ("accuracy", "agreement")
         means = [float(one.mean() if by_sample else (one * weights).sum() / weights.sum()) for one in each]
         samples = int(weights.sum())
+        sign = -1 if self.measure == "loss" else 1
+        best = each[1] if sign * (means[1] - means[2]) > 0 else each[2]
         if by_sample:
-            differ = int((each[0] != each[2]).sum())
+            differ = int((each[0] != best).sum())
             noise = max(LEAST, 2 * differ**0.5 / samples)
         else:
-            difference = each[0] - each[2]
+            difference = each[0] - best
             spread = float(difference.std() / len(difference) ** 0.5) if len(difference) > 1 else 0.0
             noise = max(LEAST * (abs(means[2]) if self.measure == "loss" else 5), 2 * spread)
         if self.measure == "agreement":  # with outputs that are noisy themselves

@@ -81,6 +81,9 @@ HEADLINES: dict[str, Callable[[Finding, str], str]] = {
         f"the running statistics of {layers} are those of the last few batches "
         f"(momentum {found.evidence['momentum']:g})"
     ),
+    "lagging-statistics": lambda found, layers: (
+        f"the running statistics of {layers} are those of older weights (momentum {found.evidence['momentum']})"
+    ),
     "foreign-statistics": lambda found, layers: (
         f"the running statistics of {layers} are not those of these weights on these data"
     ),

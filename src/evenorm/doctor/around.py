@@ -1,4 +1,4 @@
-"""Look at what activations make of batch norm's outputs: channels that a ReLU kills, or that saturate a sigmoid."""
+"""Look at what stands around batch norm: activations that lose channels behind it, dropout in front of it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,18 @@ ACTIVATIONS: dict[Callable[..., Any], str] = {
     **dict.fromkeys(SIGMOID, "sigmoid"),
     **dict.fromkeys(TANH, "tanh"),
 }
+DROPOUTS = (
+    *(nn.functional.dropout, nn.functional.dropout1d, nn.functional.dropout2d, nn.functional.dropout3d),
+    *(nn.functional.alpha_dropout, nn.functional.feature_alpha_dropout, torch.dropout, torch.feature_dropout),
+)
 
 
-class Behind(TorchFunctionMode):
-    """While entered, find each layer's activation by the very tensor it is given, and count what it loses."""
+class Around(TorchFunctionMode):
+    """While entered, find each layer's activation by the very tensor it is given, and count what it loses.
+
+    And remember the dropout, a module's or a function's, that was called last before a layer and behind the one
+    before it.
+    """
 
     def __init__(self, layers: Mapping[str, _BatchNorm]) -> None:
         """Take the layers by name."""
@@ -35,6 +43,8 @@ class Behind(TorchFunctionMode):
         self.names = {id(layer.running_mean): name for name, layer in layers.items()}
         self.latest: tuple[Tensor, str] | None = None
         self.counts: dict[str, tuple[str, Tensor, int]] = {}  # activation, values lost (C,), values a channel
+        self.dropping = 0.0  # the p of the last dropout that no batch norm has come behind yet
+        self.dropped: dict[str, float] = {}  # by layer, the p of the dropout in front of it
         self.closed = False
 
     def __torch_function__(
@@ -47,12 +57,18 @@ class Behind(TorchFunctionMode):
         if func in ACTIVATIONS and self.latest is not None and args and args[0] is self.latest[0]:
             self._count(self.latest[1], ACTIVATIONS[func], self.latest[0], 0.0)  # before it is overwritten
         result = func(*args, **given)
+        if func in DROPOUTS:
+            p = args[1] if len(args) > 1 else given.get("p", 0.5)
+            self.dropping = p if isinstance(p, float) else 0.0
         if func in ARGUMENTS:
             named = dict(zip(ARGUMENTS[func], args, strict=False)) | given
             standard = {RENAMED.get(key, key): value for key, value in named.items()}
             name = self.names.get(id(standard.get("running_mean")))
             if name is not None and isinstance(result, Tensor) and result.dim() >= 2:
                 self.latest = result, name
+                if self.dropping:
+                    self.dropped[name] = self.dropping
+                self.dropping = 0.0
                 fused = standard.get("activation") if func is functional.infer else None
                 if fused == "relu":
                     self._count(name, "relu", result, 0.0)
