@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evenorm.lab.data import Split
+from evenorm.lab.pulse import beat
 from evenorm.lab.trials import Record, Trial, random_seed
 
 
@@ -99,6 +100,7 @@ def descend(
                     gradient = gradient + penalties[parameter](parameter)
                 flat = parameter.view(members, -1)
                 flat.addcmul_(gradient.reshape(members, -1), rates, value=-1.0)
+        beat(step + 1, steps, loss.detach())
         yield step + 1, loss.detach()
 
 
