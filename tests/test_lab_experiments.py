@@ -58,7 +58,7 @@ def test_speed_gives_the_verdict_of_made_up_trials(with_: float, spread: float, 
 
 def test_speed_is_exact_where_the_trials_are() -> None:
     analysis = analyse(speed.EXPERIMENT, lambda trial: speed_record(800 if trial.arm == "none" else 100))
-    estimates = [endpoint.estimate for endpoint in analysis.endpoints]
+    estimates = [endpoint.estimate for endpoint in analysis.endpoints[:3]]
     assert estimates == pytest.approx([3.0, 3.0, 0.0])
     assert analysis.endpoints[0].p_value == 2 / 2**10
     assert "8.0 times fewer steps" in analysis.answer

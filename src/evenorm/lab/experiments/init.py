@@ -58,8 +58,9 @@ RULE = Text(
     "손실의 10배를 넘지 않고, 마지막 학습 손실이 첫 손실의 절반보다 작고, 학습 정확도가 우연의 두 배를 넘는다는 "
     "뜻이다. (1) 배치 정규화가 있을 때에서 없을 때를 뺀 차이의 95 % 구간이 1보다 위에 있고, (2) 은닉층 가중치의 "
     "학습률을 s²에 비례하게 하면 0.1 이상의 모든 s에서 마지막 학습 정확도가 같으면, 곧 s = 1일 때와의 가장 큰 "
-    "차이가 2 %p 안이면 재현됨. 아니면 두 판정 중 나쁜 쪽. 덧붙여, 셋 모두에 Holm의 규칙을 적용해: 학습률이 "
-    "고정일 때 s = 100이 치르는 값, 기준 폭 5 %p. 학습률과 기준 폭은 예비 시드 1000-1002로 정했다.",
+    "차이가 2퍼센트포인트 안이면 재현됨. 아니면 두 판정 중 나쁜 쪽. 덧붙여, 셋 모두에 Holm의 규칙을 적용해: "
+    "학습률이 고정일 때 s = 100이 치르는 값, 기준 폭 5퍼센트포인트. 학습률과 기준 폭은 예비 시드 1000-1002로 "
+    "정했다.",
 )
 PUBLISHED = (
     Published(
@@ -197,14 +198,17 @@ def _comparisons(runs: _Scales) -> list[Comparison]:
                 "크기 1일 때 정확도와의 가장 큰 차이, 학습률 ∝ 크기²: 없음",
             ),
             unit=Text(
-                "percentage points of training accuracy, scales from 0.1 on", "학습 정확도의 %p, 0.1 이상의 크기"
+                "percentage points of training accuracy, scales from 0.1 on",
+                "학습 정확도의 퍼센트포인트, 0.1 이상의 크기",
             ),
             differences=tuple(runs.deviation("rate by scale")),
             margin=FLAT,
             favours=Text(
                 "the scale still matters where the rate follows it", "학습률이 따라가도 크기가 여전히 중요하다"
             ),
-            would_change=Text("an interval not wholly within ±2 points", "±2 %p 안에 온전히 들지 않는 구간"),
+            would_change=Text(
+                "an interval not wholly within ±2 points", "±2퍼센트포인트 안에 온전히 들지 않는 구간"
+            ),
             kind=Kind.EQUIVALENCE,
         ),
         Comparison(
@@ -219,7 +223,7 @@ def _comparisons(runs: _Scales) -> list[Comparison]:
                 "at a fixed rate a large initial scale still slows training",
                 "학습률이 고정이면 큰 초기 크기는 여전히 학습을 늦춘다",
             ),
-            would_change=Text("an interval that reaches below +5 points", "+5 %p 아래에 닿는 구간"),
+            would_change=Text("an interval that reaches below +5 points", "+5퍼센트포인트 아래에 닿는 구간"),
         ),
     ]
 
@@ -252,7 +256,7 @@ def _answer(runs: _Scales, endpoints: Sequence[Endpoint]) -> Text:
         "from scale 0.1 on.",
         f"배치 정규화가 있으면 초기 크기의 10의 거듭제곱 {wide:.1f}개에서, 없으면 {narrow:.1f}개에서 학습되었다. "
         f"학습률이 고정이면 크기가 여전히 드러났다: 학습 정확도가 크기 1에서 {usual:.0f} %, 크기 {largest:g}에서 "
-        f"{large:.0f} %. 학습률을 크기²에 비례하게 하면 크기 0.1부터 차이는 많아야 {flat:.1f} %p였다.",
+        f"{large:.0f} %. 학습률을 크기²에 비례하게 하면 크기 0.1부터 차이는 많아야 {flat:.1f}퍼센트포인트였다.",
     )
 
 
