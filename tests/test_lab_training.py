@@ -221,3 +221,11 @@ def test_splits_are_stratified_and_standardised_by_the_training_set() -> None:
     torch.testing.assert_close(flat.x_train.std(0, correction=0), torch.ones(13))
     constant = Split(torch.ones(4, 1), torch.tensor([0, 1, 0, 1]), torch.ones(2, 1), torch.tensor([0, 1]))
     assert not constant.standardised().x_test.any()
+
+
+def test_members_that_share_images_keep_labels_of_their_own() -> None:
+    split = digits()
+    other = Split(split.x_train, split.y_train.flip(0), split.x_test, split.y_test)
+    samples = training_samples([split, other])
+    assert torch.equal(samples.y[0], split.y_train)
+    assert torch.equal(samples.y[1], other.y_train)

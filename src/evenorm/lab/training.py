@@ -43,7 +43,7 @@ def test_samples(splits: Sequence[Split]) -> Samples:
 
 
 def _stack(sets: Sequence[tuple[Tensor, Tensor]]) -> Samples:
-    if all(x is sets[0][0] for x, _ in sets):  # one set for all: a view, not S copies
+    if all(x is sets[0][0] and y is sets[0][1] for x, y in sets):  # one set for all: a view, not S copies
         x, y = sets[0]
         return Samples(x.T.expand(len(sets), -1, -1), y.expand(len(sets), -1))
     return Samples(torch.stack([x.T for x, _ in sets]), torch.stack([y for _, y in sets]))
