@@ -99,7 +99,7 @@ R, W, I, C = Verdict.REPRODUCED, Verdict.WEAK, Verdict.INCONCLUSIVE, Verdict.CON
         ("speed", made_up(arms(none=0.5, before=0.5), 0.0), I, "learned nothing here beyond chance"),
         ("placement", made_up(arms(before=0.9), 0.01), R, "Put it before the activation"),
         ("placement", made_up(arms(after=0.9), 0.01), C, "Put it after the activation"),
-        ("placement", made_up(arms(), 0.05), I, "Either side will do"),
+        ("placement", made_up(arms(), 0.05), I, "either side is a fair choice"),
         ("init", made_up(arms(none_small=0.4, none_large=0.5), 0.01), R, r"\d points without batch norm and"),
         ("init", made_up(arms(none_small=0.66, none_large=0.67), 0.005), W, "points without"),
         ("init", made_up(arms(), 0.05), I, ""),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -9,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
-from evenorm.lab import run
+from evenorm.lab import pulse, run
 from evenorm.lab.experiment import Experiment, Scale
 from evenorm.lab.experiments import EXPERIMENTS, speed
 from evenorm.lab.machines import Machines
@@ -119,12 +122,43 @@ def test_choose_keeps_the_registrys_order_and_refuses_unknown_names() -> None:
 
 
 def test_progress_on_a_pipe_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress(4.0) as advance:
-        advance("speed, none: 3 trials", 1.0)
-        advance("speed, none: 9 trials", 3.0)
+    with progress(4.0) as shown:
+        shown.advance("speed, none: 3 trials", 1.0)
+        shown.advance("speed, none: 9 trials", 3.0)
+        assert shown.folder is None  # nobody looks: no worker needs to tell
     lines = capsys.readouterr().err.splitlines()
     assert [line[:19] for line in lines] == ["evenorm lab:  25 %,", "evenorm lab: 100 %,"]
     assert lines[1].endswith("0 s left: speed, none: 9 trials")
+
+
+def test_a_running_stack_tells_its_loss_and_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "SECONDS", 0.0)
+    with pulse.pulse(str(tmp_path), "speed, none: 3 trials"):
+        assert pulse.lines(str(tmp_path)) == ["speed, none: 3 trials"]
+        pulse.beat(20, 100, torch.tensor([float("nan"), 0.25, 0.5]))
+        assert pulse.lines(str(tmp_path)) == ["speed, none: 3 trials: step 20 of 100, loss 0.375"]
+        pulse.beat(21, 100, torch.tensor([float("inf")]))
+        assert pulse.lines(str(tmp_path)) == ["speed, none: 3 trials: step 21 of 100, all diverged"]
+    assert pulse.lines(str(tmp_path)) == []
+    pulse.beat(22, 100, torch.tensor([1.0]))  # nobody watches
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_shows_a_line_for_each_running_stack(tmp_path: Path) -> None:
+    """A pseudo-terminal, on which a real run is watched."""
+    leader, follower = pty.openpty()
+    arguments = command(*SMALL, "--jobs", "2", "--out", str(tmp_path))
+    process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=follower)
+    os.close(follower)
+    seen = b""
+    try:
+        while chunk := os.read(leader, 65536):
+            seen += chunk
+    except OSError:  # the other end is closed
+        pass
+    os.close(leader)
+    assert process.wait(timeout=60) == 0
+    assert re.search(rb"input-scale, \w[\w ]*: \d+ trials: step \d+ of 300, loss [\d.]+", seen), seen[-3000:]
 
 
 def trial_files(folder: Path) -> dict[str, bytes]:

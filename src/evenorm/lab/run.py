@@ -29,7 +29,8 @@ from evenorm.lab.experiment import Experiment, Scale
 from evenorm.lab.experiments import EXPERIMENTS, inference
 from evenorm.lab.language import Text
 from evenorm.lab.machines import Machines, abandon
-from evenorm.lab.progress import Advance, progress
+from evenorm.lab.progress import Shown, progress
+from evenorm.lab.pulse import pulse
 from evenorm.lab.results import Analysis
 from evenorm.lab.store import Store
 from evenorm.lab.trials import Record, Trial, stacks
@@ -108,7 +109,7 @@ def train(
     pending: Mapping[Trial, Experiment],
     keep: Keep,
     machines: Machines,
-    advance: Advance | None = None,
+    shown: Shown | None = None,
     deadline: float | None = None,
 ) -> None:
     """Train the trials in stacks, many at a time, and keep each as soon as its stack is finished.
@@ -119,7 +120,7 @@ def train(
         pending: each trial with the experiment that trains it.
         keep: called with each trial and its record, in this process.
         machines: where stacks are trained.
-        advance: called with what has just finished and how much work it was.
+        shown: how to tell what goes on; of a cluster's workers only what they have finished.
         deadline: of `time.monotonic`, after which no more stacks are waited for.
 
     Raises:
@@ -128,17 +129,17 @@ def train(
     """
     waiting, fruitless = _stacks(pending), 0
     planned = len(waiting)
+    folder = None if shown is None or machines.backend != "processes" else shown.folder
     while waiting:
         before = len(waiting)
         try:
-            with machines.parallel(before) as parallel, closing(_finished(parallel, waiting)) as finished:
+            with machines.parallel(before) as parallel, closing(_finished(parallel, waiting, folder)) as finished:
                 for index, members in finished:
                     experiment, stack = waiting.pop(index)
                     for trial, record in zip(stack, members, strict=True):
                         keep(trial, record)
-                    if advance is not None:
-                        what = f"{stack[0].experiment}, {stack[0].arm}: {len(stack)} trials{_loss(members)}"
-                        advance(what, _work(experiment, stack))
+                    if shown is not None:
+                        shown.advance(f"{_label(stack)}{_loss(members)}", _work(experiment, stack))
                     if waiting and deadline is not None and time.monotonic() > deadline:
                         raise OutOfTimeError(len(waiting), planned)
         except TerminatedWorkerError as error:
@@ -149,10 +150,12 @@ def train(
 
 
 def _finished(
-    parallel: joblib.Parallel, waiting: Mapping[int, tuple[Experiment, list[Trial]]]
+    parallel: joblib.Parallel, waiting: Mapping[int, tuple[Experiment, list[Trial]]], folder: str | None
 ) -> Generator[tuple[int, list[Record]], None, None]:
     """Yield the number and the records of each stack as it is finished."""
-    tasks = [joblib.delayed(train_stack)(index, owner.train, stack) for index, (owner, stack) in waiting.items()]
+    tasks = [
+        joblib.delayed(train_stack)(index, owner.train, stack, folder) for index, (owner, stack) in waiting.items()
+    ]
     with _ignoring_interrupts():  # workers inherit this: Ctrl-C is for this process to answer
         finished: Generator[tuple[int, list[Record]], None, None] = parallel(tasks)
     try:
@@ -178,12 +181,13 @@ def _stacks(pending: Mapping[Trial, Experiment]) -> dict[int, tuple[Experiment, 
     return dict(enumerate(found))
 
 
-def train_stack(index: int, train: Train, trials: Sequence[Trial]) -> tuple[int, list[Record]]:
+def train_stack(index: int, train: Train, trials: Sequence[Trial], folder: str | None) -> tuple[int, list[Record]]:
     """Train one stack on one thread: a second one would cost more than it brings, and might round otherwise."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return index, train(trials)
+        with pulse(folder, _label(trials)):
+            return index, train(trials)
     finally:
         torch.set_num_threads(threads)
 
@@ -231,8 +235,8 @@ def run(
             watch(trial, record)
 
     if pending:
-        with progress(sum(_work(experiment, [trial]) for trial, experiment in pending.items())) as advance:
-            train(pending, keep, machines, advance, deadline)
+        with progress(sum(_work(experiment, [trial]) for trial, experiment in pending.items())) as shown:
+            train(pending, keep, machines, shown, deadline)
         trained = {trial: store.load(trial) for trial in pending}
         records = {
             name: {**found, **{t: trained[t] for t in found if t in trained}} for name, found in records.items()
@@ -294,6 +298,10 @@ def _analyse(
 def _work(experiment: Experiment, trials: Sequence[Trial]) -> float:
     """Return how much work the trials are: their steps, where they have any, at their experiment's cost."""
     return sum(experiment.cost * float(dict(trial.settings).get("steps", 1)) for trial in trials)
+
+
+def _label(stack: Sequence[Trial]) -> str:
+    return f"{stack[0].experiment}, {stack[0].arm}: {len(stack)} trials"
 
 
 def _loss(records: Sequence[Record]) -> str:

@@ -17,13 +17,13 @@ NOTHING = 0.02  # of score above chance: a network that reaches no more has lear
 PACE = {
     REPRODUCED: Text("faster", "더 빠르다"),
     WEAK: Text("somewhat faster", "조금 더 빠르다"),
-    INCONCLUSIVE: Text("not measurably faster or slower", "더 빠른지 느린지 알 수 없다"),
+    INCONCLUSIVE: Text("neither measurably faster nor slower", "더 빠른지 느린지 알 수 없다"),
     CONTRADICTED: Text("slower", "더 느리다"),
 }
 END = {
     REPRODUCED: Text("better", "더 낫다"),
     WEAK: Text("a little better", "조금 더 낫다"),
-    INCONCLUSIVE: Text("not measurably better or worse", "더 나은지 못한지 알 수 없다"),
+    INCONCLUSIVE: Text("neither measurably better nor worse", "더 나은지 못한지 알 수 없다"),
     CONTRADICTED: Text("worse", "더 못하다"),
 }
 Tell: TypeAlias = "Callable[[Seen, Sequence[Endpoint]], Text]"
@@ -35,7 +35,10 @@ def told(name: str, seen: Seen, endpoints: Sequence[Endpoint]) -> Text:
 
 
 def _points(endpoint: Endpoint) -> tuple[str, str]:
-    numbers = f"{endpoint.estimate:+.1f}", f"{endpoint.low:+.1f}", f"{endpoint.high:+.1f}"
+    values = (endpoint.estimate, endpoint.low, endpoint.high)
+    numbers = [
+        f"{round(value, 1) + 0.0:+.1f}".replace("-", "−") for value in values
+    ]  # + 0.0: no minus before a zero
     return "{} points ({} to {})".format(*numbers), "{}점 ({} ~ {})".format(*numbers)
 
 
@@ -71,9 +74,9 @@ def _placement(seen: Seen, endpoints: Sequence[Endpoint]) -> Text:
     if difference.verdict is INCONCLUSIVE:
         before, after = (mean(seen.grid.values(seen.best(arm), final)) for arm in ("before", "after"))
         return Text(
-            f"Either side will do: no difference was seen, {before:.1f} % before the activation and {after:.1f} % "
-            f"after it, {english}.",
-            f"어느 쪽이든 된다. 차이가 보이지 않았다: 활성화 앞 {before:.1f} %, 뒤 {after:.1f} %, {korean}.",
+            f"No difference was seen, so either side is a fair choice: {before:.1f} % before the activation and "
+            f"{after:.1f} % after it, {english}.",
+            f"차이가 보이지 않았으니 어느 쪽이든 된다: 활성화 앞 {before:.1f} %, 뒤 {after:.1f} %, {korean}.",
         )
     side = ("after", "뒤") if difference.verdict is CONTRADICTED else ("before", "앞")
     return Text(
