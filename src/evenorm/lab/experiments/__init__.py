@@ -16,6 +16,7 @@ from evenorm.lab.experiments import (
     placement,
     shift,
     speed,
+    weight_decay,
 )
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -32,6 +33,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         inference.EXPERIMENT,
         batch_size.EXPERIMENT,
         overfitting.EXPERIMENT,
+        weight_decay.EXPERIMENT,
         exact.EXPERIMENT,
     )
 }
