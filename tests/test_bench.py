@@ -6,8 +6,9 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
-from evenorm.bench import command, table
+from evenorm.bench import command, options, table
 from evenorm.bench.contenders import floor_in_clones
 from evenorm.bench.measure import Plan, compare, interleave
 from evenorm.bench.rows import BLOCKS, ROWS, Row
@@ -65,6 +66,8 @@ def test_json_holds_machine_and_results(capsys):
         (["--rows", "7x9"], "is in none of the shapes"),
         (["--rounds", "2"], "--rounds must be at least 3"),
         (["bn", "--threads", "0"], "--threads must be at least 1"),
+        (["options", "bn"], "options compares the layer with itself"),
+        (["options", "--eval"], "options compares the layer with itself"),
     ],
 )
 def test_bad_options(options, told, capsys):
@@ -72,6 +75,57 @@ def test_bad_options(options, told, capsys):
         main(["bench", *options])
     assert stopped.value.code == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", options.OPTIONS, ids=lambda option: option.name)
+def test_an_option_is_measured_as_it_is_named(option):
+    """What is not used answers as the plain layer does, bit for bit; what is used does something."""
+    row = Row((16, 3, 4))
+    plain, found = (options.step(one, row, torch.float32)() for one in (options.OPTIONS[0], option))
+    assert [tensor.shape for tensor in found] == [tensor.shape for tensor in plain]
+    # The others are about running statistics alone.
+    changes = {"mask, 3/4 valid", "virtual_batch_size=8", "renorm", "freeze"}
+    equal = all(one.equal(other) for one, other in zip(found, plain, strict=True))
+    assert equal == (option.name not in changes)
+
+
+def test_each_option_has_a_price():
+    plan = dataclasses.replace(command.plan(["options"], "60", "float32", True, False, 3), seconds=1e-4)
+    found = list(options.prices(plan))
+    assert [(price.row, price.option) for price in found] == [("60×100", option.name) for option in options.OPTIONS]
+    assert found[0].price == 1
+    assert all(price.price > 0 for price in found)
+
+
+def shown(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "--rounds", "3", "--threads", "1", *arguments])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["bn-relu", "--rows", "60x100"], ["BatchNorm + ReLU, float32, training", "of copy", "geometric mean"]),
+        (["bn", "--rows", "60x100", "--eval"], ["evaluation, forward"]),
+        (["bn", "--rows", "60x100", "--dtype", "bfloat16"], ["bfloat16"]),
+        (["bn", "--rows", "60x100", "--compile"], ["compiled"]),
+        (
+            ["options", "--rows", "60x100"],
+            ["60×100, float32, training", "all given, none used", "renorm", "freeze"],
+        ),
+    ],
+    ids=lambda given: " ".join(given),
+)
+def test_what_is_printed_fits_a_terminal(arguments, told, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    printed = shown(capsys, *arguments)
+    assert max(map(len, printed.splitlines())) <= 80
+    for text in told:
+        assert text in printed
+    assert "…" not in printed  # nothing was cut off
 
 
 def test_every_row_is_named_once():

@@ -98,6 +98,14 @@ def test_without_a_gradient_the_batch_is_tracked_too():
     torch.testing.assert_close(y, torch.nn.functional.batch_norm(x, None, None, training=True))
 
 
+def test_a_gradient_may_be_wanted_by_the_weight_alone():
+    layer, x = evenorm.BatchNorm(5), torch.randn(6, 5)
+    layer.bias.requires_grad_(False)
+    layer(x).pow(3).sum().backward()
+    assert layer.weight.grad.count_nonzero() == 5
+    assert layer.bias.grad is None
+
+
 def test_second_derivatives():
     layer, x = evenorm.BatchNorm(5).double(), torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
     layer(x)  # the running statistics take no part

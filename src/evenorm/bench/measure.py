@@ -76,7 +76,7 @@ def compare(row: Row, block: Block, plan: Plan) -> Result:
     errors = {name: _error(run(), exact) for name, run in runs.items()}
     del exact
     if plan.compiled:
-        runs["compiled"] = runner(torch.compile(theirs(row, block)), inputs, plan.training)  # type: ignore[arg-type]
+        runs["compiled"] = runner(torch.compile(theirs(row, block)), inputs, plan.training)  # type: ignore[arg-type]  # a callable to mypy, a module in fact
     runs["clone"] = _clone(inputs)
     times = interleave(runs, plan.rounds, plan.seconds)
     ratios = [slow / fast for slow, fast in zip(times["theirs"], times["ours"], strict=True)]

@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from evenorm.bench.measure import Plan, Result
+from evenorm.bench.options import Price
 
 
 def machine() -> dict[str, Any]:
@@ -52,6 +53,18 @@ def as_table(results: Sequence[Result], plan: Plan, block: str) -> Table:
     return table
 
 
+def as_price_table(prices: Sequence[Price], plan: Plan, row: str) -> Table:
+    """Return the table of what each option costs at one shape."""
+    title = f"{row}, {plan.dtype}, training, forward + backward"
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("layer", no_wrap=True)
+    for name in ("time", "of the plain layer's", "±"):
+        table.add_column(name, justify="right")
+    for price in prices:
+        table.add_row(price.option, _time(price.seconds), f"{price.price:.2f}", f"{price.spread:.0%}")
+    return table
+
+
 def summary(results: Sequence[Result]) -> str:
     """Return the geometric mean of the ratios, and the least of those that are not dispatch alone."""
     mean = math.exp(math.fsum(math.log(result.ratio) for result in results) / len(results))
@@ -60,7 +73,7 @@ def summary(results: Sequence[Result]) -> str:
     return f"torch's time / ours: geometric mean {mean:.2f}{least}"
 
 
-def as_json(results: Iterable[Result], plan: Plan) -> dict[str, Any]:
+def as_json(results: Iterable[Result] | Iterable[Price], plan: Plan) -> dict[str, Any]:
     """Return everything that was measured."""
     return {
         "machine": machine(),
