@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import re
@@ -24,7 +25,8 @@ from evenorm.lab.trials import Record, Trial
 
 SOURCE = Path(__file__).parent.parent / "src"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
-SMALL = ["lab", "run", "input-scale", "--quick", "--seeds", "2"]  # 165 trials of 300 steps: some seconds
+SMALL = ["lab", "run", "input-scale", "--quick", "--seeds", "2"]  # small and many: some seconds
+PLANNED = len(EXPERIMENTS["input-scale"].plan(Scale(2, quick=True)))
 
 
 def command(*arguments: str) -> list[str]:
@@ -103,6 +105,48 @@ def test_an_interrupted_run_keeps_what_was_finished(toy: Toy, tmp_path: Path) ->
     toy.fail_at = None
     go(tmp_path)
     assert len(toy.trained) == len(set(toy.trained)) == 8
+
+
+def test_a_full_disk_keeps_what_was_finished_and_says_how_to_go_on(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, real = [], os.fsync
+
+    def fill(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fill)
+    with pytest.raises(
+        OSError, match=r"could not be written \(No space left on device\); finished trials are stored"
+    ):
+        go(tmp_path)
+    assert len(trial_files(tmp_path)) == 3
+    assert list(tmp_path.rglob("*.tmp")) == []
+    monkeypatch.setattr(os, "fsync", real)
+    before = trial_files(tmp_path)
+    go(tmp_path)
+    after = trial_files(tmp_path)
+    assert len(after) == 8
+    assert before.items() <= after.items()
+
+
+def test_when_the_time_is_up_what_was_finished_is_kept(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(run.OutOfTimeError, match=r"time is up with 3 of 4 stacks not trained.*the same command"):
+        run.run([EXPERIMENTS["toy"]], Scale(4), Store(tmp_path), Machines(1), deadline=time.monotonic())
+    assert len(trial_files(tmp_path)) == 2
+    go(tmp_path)
+    assert len(toy.trained) == len(set(toy.trained)) == 8
+
+
+def test_every_trial_is_watched_whether_trained_now_or_stored_before(toy: Toy, tmp_path: Path) -> None:
+    go(tmp_path, seeds=2)
+    seen: list[Trial] = []
+    watch = lambda trial, record: seen.append(trial)  # noqa: E731
+    run.run([EXPERIMENTS["toy"]], Scale(4), Store(tmp_path), Machines(1), watch=watch)
+    assert sorted(trial.digest() for trial in seen) == sorted(trial.digest() for trial in toy.plan(Scale(4)))
 
 
 def test_report_trains_nothing_and_names_the_command(toy: Toy, tmp_path: Path) -> None:
@@ -195,11 +239,11 @@ def test_killed_at_any_point_no_finished_trial_is_lost(whole: Path, tmp_path: Pa
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     finished = trial_files(tmp_path)
-    assert 0 < len(finished) < 165
+    assert 0 < len(finished) < PLANNED
     again = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=True)
     assert "warning" not in again.stderr
     after = trial_files(tmp_path)
-    assert len(after) == 165
+    assert len(after) == PLANNED
     assert {name: after[name] for name in finished} == finished
     assert (tmp_path / "report.html").exists()
     # Equal numbers, to the last bit, in one process or in two, at once or in two goes.

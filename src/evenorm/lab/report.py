@@ -88,6 +88,11 @@ def write_page(path: Path, page: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+    except OSError as error:
+        why = error.strerror or error
+        raise OSError(
+            error.errno, f"{path} could not be written ({why}); make room, or choose another place"
+        ) from error
     finally:
         unfinished.unlink(missing_ok=True)
 
