@@ -227,7 +227,10 @@ BAD = {
     "one value": (
         {"x": torch.randn(1, 3)},
         ValueError,
-        "Expected more than 1 value per channel when training, got input size torch.Size([1, 3])",
+        (
+            "Expected more than 1 value per channel when training, got input size torch.Size([1, 3]); "
+            "training=False normalises such a batch by the running statistics"
+        ),
     ),
     "one value, 1x1": (
         {"x": torch.randn(1, 3, 1, 1)},
