@@ -33,6 +33,7 @@ TIERS = (
     {"averages", "formulas", "renorm", "workers"},
     {"checks", "engines"},
     {"autograd", "environment", "inputs", "outputs", "printing", "updates"},
+    {"command_line"},
     {"functional"},
     {"layers"},
     {"lazy", "verify"},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evenorm.calibrate_command import BatchSize, Force, Forward, MaxBatches, Shown, Target
+from evenorm.command_line import BatchSize, Force, Forward, Json, MaxBatches, Shown, Target, Weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,12 +32,10 @@ Checkpoint = Annotated[
     typer.Argument(metavar="[WEIGHTS]", help="Weights alone: .safetensors, .pt or .pth; no code in it is run."),
 ]
 Model = Annotated[str | None, typer.Option(help="package.module:factory, called without arguments.")]
-Weights = Annotated[Path | None, typer.Option(help="Its weights: .safetensors, .pt or .pth.")]
 Data = Annotated[
     str | None,
     typer.Option(help="package.module:loader, a folder of .npy files, or a CSV or Parquet file."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Html = Annotated[Path | None, typer.Option(help="Write a page with plots here.")]
 FailOn = Annotated[Threshold, typer.Option(help="Exit with 1 from findings of this severity on.")]
 Fix = Annotated[bool, typer.Option("--fix", help="Write a copy with exact statistics to --out; needs data.")]

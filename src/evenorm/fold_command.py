@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-Model = Annotated[str, typer.Option(help="package.module:factory, called without arguments.", show_default=False)]
-Weights = Annotated[Path | None, typer.Option(help="Its weights: .safetensors, or .pt; no code in it is run.")]
+from evenorm.command_line import Force, Json, Model, Out, Target, Weights, begin, end
+
 Data = Annotated[
     str,
     typer.Option(
@@ -20,12 +18,8 @@ Data = Annotated[
         show_default=False,
     ),
 ]
-Target = Annotated[str | None, typer.Option(help="The column of a table that is no input.")]
 BatchSize = Annotated[int, typer.Option(help="Samples in the example, of files.")]
 Tolerance = Annotated[float | None, typer.Option(help="The largest relative difference allowed.")]
-Out = Annotated[Path | None, typer.Option(help="Write the folded weights here: .safetensors, .pt or .pth.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def fold(
@@ -40,24 +34,18 @@ def fold(
     as_json: Json = False,
 ) -> None:
     """Fold batch norm into the layers next to it, print the certificate, and write the folded weights."""
-    from evenorm import inputs, outputs
+    from evenorm import outputs
     from evenorm.models.batches import arguments
     from evenorm.models.fold import fold as compute
 
-    if out is not None:
-        outputs.check_out(out, force)
-    network = inputs.load_model(model, weights).eval()
-    batch = _first(inputs.load_data(data, target, batch_size), f"--data {data}")
+    network, batches = begin(model, weights, data, target, batch_size, out, force)
+    network.eval()
+    batch = _first(batches, f"--data {data}")
     positional, named = arguments(network, batch)
     folded = compute(network, named or tuple(positional), tolerance=tolerance)
     if out is not None:
         outputs.save_weights(out, folded.model.state_dict(), force)
-    if as_json:
-        content = dataclasses.asdict(folded.certificate) | {"out": None if out is None else str(out)}
-        print(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False))
-        return
-    print(folded.certificate)
-    print(f"written: {out}" if out is not None else "nothing was written; --out FILE keeps the folded weights")
+    end(dataclasses.asdict(folded.certificate), folded.certificate, out, "folded weights", as_json)
 
 
 def _first(batches: Iterable[Any], named: str) -> Any:
