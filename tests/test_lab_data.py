@@ -42,3 +42,12 @@ def test_standardised_columns_and_a_constant_one() -> None:
     split = Split(x, torch.zeros(2), x + 1, torch.zeros(2)).standardised()
     assert torch.equal(split.x_train, torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
     assert torch.equal(split.x_test, torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
+
+
+def test_badly_scaled_digits_are_digits_times_powers_of_ten() -> None:
+    scaled, split = dataset("badly scaled digits"), dataset("digits")
+    ratio = (scaled.x_train / split.x_train).nan_to_num(0.0).amax(0)
+    assert torch.equal(scaled.y_test, split.y_test)
+    assert ratio[ratio > 0].min() >= 0.01
+    assert ratio.max() <= 100.0
+    torch.testing.assert_close(scaled.x_test[:, ratio > 0], (split.x_test * ratio)[:, ratio > 0])

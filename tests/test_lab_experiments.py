@@ -142,6 +142,21 @@ def test_input_scale_widens_its_intervals_for_overlapping_splits() -> None:
     assert first.high - first.estimate == pytest.approx(half, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("gain", "expected"), [(0.2, Verdict.REPRODUCED), (0.03, Verdict.WEAK), (-0.2, Verdict.CONTRADICTED)]
+)
+def test_badly_scaled_digits_are_judged_apart(gain: float, expected: Verdict) -> None:
+    def record(trial: Trial) -> Record:
+        digits = "data" in dict(trial.settings)
+        more = (gain if digits else 0.2) if trial.arm != "raw" else 0.0
+        return {**wine_record(0.7 + more + 0.005 * noise(trial)), "classes": 10.0 if digits else 3.0}
+
+    analysis = analyse(input_scale.EXPERIMENT, record)
+    assert analysis.verdict is Verdict.REPRODUCED  # wine's
+    assert [endpoint.verdict for endpoint in analysis.endpoints[4:]] == [expected, expected]
+    assert len(analysis.tables) == 2
+
+
 def inference_record(trial: Trial, behind: float, small: float, spread: float) -> Record:
     record: Record = {}
     for source in (inference.EXACT, *inference.AVERAGES):
@@ -171,7 +186,8 @@ def test_inference_gives_the_verdict_of_made_up_trials(
     assert analysis.verdict is expected
 
 
-NOT_YET_IN_KOREAN = {"speed", "input-scale", "inference"}
+NOT_YET_IN_KOREAN = {"inference"}
+OF_LATER_PAPERS = {"weight-decay"}  # the document does not say it
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -192,7 +208,7 @@ def test_real_records_are_json_and_can_be_analysed(name: str) -> None:
         plotly.graph_objects.Figure(figure.plotly)  # raises where plotly knows no such property
         json.dumps(figure.plotly, allow_nan=False)
     assert analysis.experiment == name
-    assert analysis.claim.korean
+    assert analysis.claim.korean or name in OF_LATER_PAPERS
     assert analysis.rule
     assert analysis.command == f"evenorm lab run {name} --quick --seeds 2"
     assert any("2 seeds are a look" in note for note in analysis.notes) or not analysis.seeds

@@ -54,6 +54,14 @@ def digits() -> Split:
 
 
 @cache
+def badly_scaled_digits() -> Split:
+    """Return digits with each pixel multiplied by a power of ten from -2 to 2, drawn once for all."""
+    split = digits()
+    power = torch.rand(split.features, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    return replace(split, x_train=split.x_train * 10**power, x_test=split.x_test * 10**power)
+
+
+@cache
 def wine(seed: int) -> Split:
     """Return 178 wines with 13 columns, in a stratified split 142/36 that the seed draws."""
     x, y = load_wine(return_X_y=True)
@@ -62,7 +70,11 @@ def wine(seed: int) -> Split:
 
 Draw: TypeAlias = "Callable[[int], Split]"  # the split of a seed; the same object for the same seed
 
-_DRAWS: dict[str, Draw] = {"digits": lambda seed: digits(), "wine": wine}
+_DRAWS: dict[str, Draw] = {
+    "digits": lambda seed: digits(),
+    "badly scaled digits": lambda seed: badly_scaled_digits(),
+    "wine": wine,
+}
 
 
 def dataset(name: str, seed: int = 0) -> Split:

@@ -114,9 +114,7 @@ def error_figure(runs: Runs) -> Figure:
         plots.whiskers(words, colour, list(runs), [[error(run, name) for run in runs[size]] for size in runs])
         for (name, words), colour in zip(KINDS.items(), colours, strict=True)
     ]
-    picture = plots.figure(
-        traces, _sizes(runs), plots.axis(Text("test error (%)", "시험 오류 (%)"), minallowed=0)
-    )
+    picture = plots.figure(traces, _sizes(runs), plots.axis(Text("test error (%)", "시험 오류 (%)"), minallowed=0))
     caption = Text(
         "One net a size and seed, evaluated with three kinds of statistics; mean over seeds and its 95 % interval.",
         "크기와 시드마다 신경망 하나를 세 가지 통계로 평가했다. 시드에 대한 평균과 95 % 구간.",
