@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -290,6 +291,38 @@ def test_streams_are_counted(streams):
     assert [one.evidence["clusters of batches"] for one in found[:1]] == ([] if streams == 1 else [streams])
     if found:
         assert {2: "two", 3: "three", 4: "four"}[streams] + " streams" in found[0].cause
+
+
+def test_statistics_of_the_last_of_two_streams():
+    """One stream after the other: the running statistics are the second's, exact ones are good for both."""
+    model = network()
+    data = [4 * torch.randn(16, 4) + 8 * (number >= 20) for number in range(40)]
+    for batch in data:
+        model(batch)
+    exact = copy.deepcopy(model)
+    evenorm.calibrate(exact, data)
+    with torch.no_grad():
+        labelled = [(batch, exact.eval()(batch).argmax(1)) for batch in data]
+    diagnosis = evenorm.diagnose(model, labelled)
+    found = diagnosis.findings[0]
+    assert (found.code, found.layer, found.severity) == ("mixed-streams", "1", Severity.ERROR)
+    assert found.harm == 1
+    assert found.evidence["mean off by (standard deviations)"] > 0.3
+    assert diagnosis.summary.endswith("batches are sorted, or of several streams that share one layer (1)")
+
+
+def test_padding_in_the_input_is_a_note_where_the_statistics_are_right():
+    torch.manual_seed(0)
+    parts = nn.Conv1d(2, 6, 1, bias=False), nn.BatchNorm1d(6), nn.AdaptiveMaxPool1d(1), nn.Flatten()
+    model = nn.Sequential(*parts, nn.Linear(6, 3))
+    data = [nn.functional.pad(torch.randn(32, 2, 20) + 1, (0, 3 * number)) for number in range(12)]
+    evenorm.calibrate(model, data)
+    found = only(evenorm.diagnose(model, data), "padding")
+    assert (found.layer, found.severity) == ("", Severity.NOTE)
+    assert found.evidence["padded positions"] == pytest.approx(
+        1 - 20 * 12 / sum(20 + 3 * n for n in range(12)), abs=1e-3
+    )
+    assert found.evidence["between batches, more or less by"] == pytest.approx(33 / 53, abs=1e-3)
 
 
 def test_batches_in_order_are_no_streams():

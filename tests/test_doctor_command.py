@@ -216,6 +216,43 @@ def test_what_it_refuses(shop, capsys, arguments, words):
     assert not Path("ran").exists()
 
 
+def test_debug_shows_the_traceback(shop):
+    with pytest.raises(ValueError, match="no such backbone"):
+        main(["doctor", "--model", "clinic:broken", "--debug"])
+    with pytest.raises(ValueError, match="the disk is gone"):
+        main(["doctor", "--debug", "--model", "clinic:make", "--data", "clinic:breaks"])
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_sees_how_far_it_is(shop, capsys, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    given = "--model", "clinic:make", "--data", "clinic:batches", "--fix", "--out", "cured.pt"
+    assert run(capsys, *given)[0] == 0
+    told = terminal.getvalue()
+    assert all(task in told for task in ("examining", "calibrating", "examining again"))
+    assert "100%" in told
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    run(capsys, *given, "--force")
+    assert sys.stderr.getvalue() == ""
+
+
+def test_a_table_of_80_columns_holds_cures_whole(shop, capsys, monkeypatch):
+    """What is to be copied stands in lines of its own, not cut into a column's width."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    _, out, _ = run(capsys, "--model", "clinic:make", "--data", "clinic:batches")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
+    assert max(map(len, plain.splitlines())) <= 80
+    assert "cure: evenorm.calibrate(model, data)" in plain
+    assert plain.count("never-updated") == 2  # in the table, and above its cause
+
+
 def test_tensors_that_are_larger_than_their_storage_are_refused(shop, capsys):
     """A file of a few bytes may claim a tensor that no memory holds."""
     torch.save({"bn.running_mean": torch.zeros(1).expand(1 << 40), "bn.running_var": torch.ones(1)}, "w.pt")

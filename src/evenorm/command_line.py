@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from evenorm.printing import print_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,8 +49,7 @@ def begin(
 def end(content: Mapping[str, Any], table: object, out: Path | None, what: str, as_json: bool) -> None:
     """Print a result, as JSON or as a table, and where it was written."""
     if as_json:
-        whole = {**content, "out": None if out is None else str(out)}
-        print(json.dumps(whole, ensure_ascii=False, indent=2, allow_nan=False))
+        print_json({**content, "out": None if out is None else str(out)})
         return
     print(table)
     print(f"written: {out}" if out is not None else f"nothing was written; --out FILE keeps the {what}")
@@ -77,7 +77,7 @@ class Shown:
         from rich.progress import track
 
         try:
-            total = len(self.batches)  # type: ignore[arg-type]
+            total = len(self.batches)  # type: ignore[arg-type]  # asked whether it has one
         except TypeError:
             total = None
         console = Console(stderr=True)

@@ -176,8 +176,7 @@ def over_workers(
     Raises:
         ValueError: another worker has failed; this one has to stop as well.
     """
-    first = next(iter(layers.values())).running_mean
-    assert isinstance(first, Tensor)
+    first = _mean(next(iter(layers.values())))
     resolved = resolve(group, first)
     if resolved is None:
         return found, batches
@@ -234,9 +233,14 @@ def _unpack(ranks: Sequence[Tensor], layers: Mapping[str, _BatchNorm]) -> dict[s
             before = merged.get(name)
             merged[name] = (place, one) if before is None else (min(before[0], place), before[1] + one)
         start += 5 + 4 * channels
-    device = {name: layer.running_mean.device for name, layer in layers.items()}  # type: ignore[union-attr]
+    device = {name: _mean(layer).device for name, layer in layers.items()}
     in_order = sorted(merged, key=lambda name: merged[name][0])  # stable: ties keep the layers' own order
     return {name: _on(merged[name][1], device[name]) for name in in_order}
+
+
+def _mean(layer: _BatchNorm) -> Tensor:
+    assert layer.running_mean is not None  # layers without statistics are not gathered
+    return layer.running_mean
 
 
 def _on(gathered: Gathered, device: torch.device) -> Gathered:
