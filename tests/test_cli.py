@@ -50,7 +50,7 @@ def finished(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     """A lab whose runs are finished before they begin."""
     calls: list[tuple[object, ...]] = []
 
-    def instantly(*arguments: object) -> list[Analysis]:
+    def instantly(*arguments: object, watch: object = None) -> list[Analysis]:
         calls.append(arguments)
         return [ANALYSIS]
 
@@ -178,7 +178,7 @@ def test_a_report_without_trials_names_the_command(tmp_path: Path, capsys: pytes
 def test_a_full_disk_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **more: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(run, "run", full)
@@ -193,7 +193,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
 
 
 def test_our_own_faults_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fault(*arguments: object) -> None:
+    def fault(*arguments: object, **more: object) -> None:
         raise AssertionError("a bug")
 
     monkeypatch.setattr(run, "run", fault)

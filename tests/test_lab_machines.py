@@ -104,6 +104,14 @@ def test_two_processes_give_the_numbers_of_one(expected: dict[str, bytes], tmp_p
     assert go(tmp_path, Machines(2)) == expected
 
 
+def test_the_order_of_stacks_changes_nothing(
+    expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ordered = run._stacks
+    monkeypatch.setattr(run, "_stacks", lambda pending: dict(reversed(ordered(pending).items())))
+    assert go(tmp_path, Machines(1)) == expected
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 def test_a_dask_cluster_gives_the_numbers_of_one_process_even_if_a_worker_dies(
     expected: dict[str, bytes], tmp_path: Path

@@ -57,6 +57,9 @@ Budget = Annotated[
 Tensorboard = Annotated[
     Path | None, typer.Option(help="Write event files for TensorBoard below this folder.", show_default=False)
 ]
+Markdown = Annotated[
+    Path | None, typer.Option(help="Write the results as Markdown here as well.", show_default=False)
+]
 Out = Annotated[Path, typer.Option(help="The folder of trials and report.")]
 Lang = Annotated[Language, typer.Option(help="Of verdicts and report: English or Korean.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -110,6 +113,7 @@ def run_(
     drop: Drop = None,
     budget: Budget = None,
     tensorboard: Tensorboard = None,
+    markdown: Markdown = None,
     out: Out = Path("results"),
     lang: Lang = Language.en,
     as_json: Json = False,
@@ -126,7 +130,7 @@ def run_(
             if asked is not None:
                 from evenorm.lab.own.session import ask
 
-                _finish_own(asked, ask(asked, store, machines, budget, watch), out, lang, as_json)
+                _finish_own(asked, ask(asked, store, machines, budget, watch), out, lang, as_json, markdown)
                 return
             analyses = run.run(run.choose(names or []), scale, store, machines, watch=watch)
     except KeyboardInterrupt:
@@ -134,7 +138,7 @@ def run_(
             "\nevenorm lab: interrupted; finished trials are stored. Go on with the same command.", file=sys.stderr
         )
         raise typer.Exit(130) from None
-    _finish(analyses, run.write(analyses, scale, store, out, lang.value), lang, as_json)
+    _finish(analyses, run.write(analyses, scale, store, out, lang.value), lang, as_json, markdown)
 
 
 @lab.command("report")
@@ -146,6 +150,7 @@ def report_(
     target: Target = None,
     task: Task = None,
     drop: Drop = None,
+    markdown: Markdown = None,
     out: Out = Path("results"),
     lang: Lang = Language.en,
     as_json: Json = False,
@@ -160,10 +165,10 @@ def report_(
     if asked is not None:
         from evenorm.lab.own.session import answer
 
-        _finish_own(asked, answer(asked, store), out, lang, as_json)
+        _finish_own(asked, answer(asked, store), out, lang, as_json, markdown)
         return
     analyses = run.report(run.choose(names or []), scale, store)
-    _finish(analyses, run.write(analyses, scale, store, out, lang.value), lang, as_json)
+    _finish(analyses, run.write(analyses, scale, store, out, lang.value), lang, as_json, markdown)
 
 
 def _asked(
@@ -224,7 +229,9 @@ _HEADS = {
 }
 
 
-def _finish_own(asked: Asked, analyses: Sequence[Analysis], out: Path, lang: Language, as_json: bool) -> None:
+def _finish_own(
+    asked: Asked, analyses: Sequence[Analysis], out: Path, lang: Language, as_json: bool, markdown: Path | None
+) -> None:
     """Print the answers in plain words first, and write the page that begins with them."""
     from evenorm.lab import run
     from evenorm.lab.language import translate
@@ -236,13 +243,20 @@ def _finish_own(asked: Asked, analyses: Sequence[Analysis], out: Path, lang: Lan
             print(f"{question} {told}")
     path = out / f"report-{asked.path.stem}.html"
     write_report(analyses, path, environment=run.environment(), language=lang.value, heading=heading)
-    _finish(analyses, path, lang, as_json)
+    _finish(analyses, path, lang, as_json, markdown)
 
 
-def _finish(analyses: Sequence[Analysis], path: Path, lang: Language, as_json: bool) -> None:
+def _finish(analyses: Sequence[Analysis], path: Path, lang: Language, as_json: bool, markdown: Path | None) -> None:
     from evenorm.lab.report import in_language
 
     analyses = [in_language(analysis, lang.value) for analysis in analyses]
+    if markdown is not None:
+        from evenorm.lab.language import translate
+        from evenorm.lab.markdown import results_page
+        from evenorm.lab.report import write_page
+        from evenorm.lab.run import environment
+
+        write_page(markdown, results_page(analyses, translate(environment(), lang.value)))
     if as_json:
         print_json({"experiments": [_numbers(analysis) for analysis in analyses], "report": str(path)})
         return

@@ -1,0 +1,24 @@
+"""The results as Markdown: every verdict and comparison, and no text that could be more than text."""
+
+from __future__ import annotations
+
+from evenorm.lab.markdown import results_page
+from report_cases import ENVIRONMENT, analyses, hostile
+
+
+def test_every_verdict_and_comparison_is_on_the_page() -> None:
+    page = results_page(analyses(), ENVIRONMENT)
+    for analysis in analyses():
+        assert f"## {analysis.title}\n" in page
+        assert f"**{analysis.verdict.value}.** {analysis.answer}" in page
+        assert f"    {analysis.command}\n" in page
+        assert all(endpoint.name in page for endpoint in analysis.endpoints)
+    assert "torch: 2.13.0" in page
+
+
+def test_hostile_text_stays_one_line_of_text() -> None:
+    page = results_page([hostile()], ENVIRONMENT)
+    assert not [line for line in page.splitlines() if "<" in line and not line.startswith("    ")]  # or code
+    assert "\x1b" not in page
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in rows} <= {4, 7}
