@@ -152,49 +152,7 @@ def analyse(records: Mapping[Trial, Record], scale: Scale) -> Analysis:
     ladder = speed_ladder.Ladder(rungs, scale)
     best = {arm: grid.best(arm, _quickness(grid), _accuracy) for arm in ARMS}
     without, with_ = best.values()
-    same = ("batch norm", without[1])
-    endpoints = judge(
-        [
-            Comparison(
-                name=Text("Steps to 90 %, each arm at its best rate", "90 %까지의 스텝, 각자 가장 좋은 학습률에서"),
-                unit=Text("doublings: log₂(steps without / steps with)", "두 배의 횟수: log₂(없을 때 / 있을 때)"),
-                differences=grid.differences(with_, without, _quickness(grid)),
-                margin=DOUBLINGS,
-                favours=Text(
-                    "batch norm needs fewer than half the steps", "배치 정규화는 절반보다 적은 스텝이면 된다"
-                ),
-                would_change=Text(
-                    "an interval that reaches below 1: less than twice as fast",
-                    "1 아래에 닿는 구간: 두 배보다 덜 빠르다",
-                ),
-            ),
-            Comparison(
-                name=Text(
-                    f"Steps to 90 %, both at rate {without[1]:g}, the best one without batch norm",
-                    f"90 %까지의 스텝, 둘 다 배치 정규화 없이 가장 좋은 학습률 {without[1]:g}에서",
-                ),
-                unit=Text("doublings: log₂(steps without / steps with)", "두 배의 횟수: log₂(없을 때 / 있을 때)"),
-                differences=grid.differences(same, without, _quickness(grid)),
-                margin=DOUBLINGS,
-                favours=Text(
-                    "batch norm needs fewer than half the steps at the other arm's best rate",
-                    "상대의 가장 좋은 학습률에서도 배치 정규화는 절반보다 적은 스텝이면 된다",
-                ),
-                would_change=Text("an interval that reaches below 1", "1 아래에 닿는 구간"),
-            ),
-            Comparison(
-                name=Text(
-                    "Final test accuracy, each arm at its best rate",
-                    "마지막 시험 정확도, 각자 가장 좋은 학습률에서",
-                ),
-                unit=Text("percentage points", "퍼센트포인트"),
-                differences=grid.differences(with_, without, _accuracy),
-                margin=POINTS,
-                favours=Text("batch norm ends more accurate", "배치 정규화가 있으면 끝에 더 정확하다"),
-                would_change=Text("an interval that reaches below +1 point", "+1퍼센트포인트 아래에 닿는 구간"),
-            ),
-        ]
-    )
+    endpoints = judge(_comparisons(grid, without, with_))
     return Analysis(
         experiment=NAME,
         title=TITLE,
@@ -220,6 +178,49 @@ def analyse(records: Mapping[Trial, Record], scale: Scale) -> Analysis:
         seeds=scale.seeds,
         configuration={"steps": grid.steps, "rates": list(grid.rates), "best": dict(best.values())},
     )
+
+
+def _comparisons(grid: Grid, without: Cell, with_: Cell) -> list[Comparison]:
+    """Return what the verdict rests on, with the margins that were fixed before the run."""
+    same = ("batch norm", without[1])
+    return [
+        Comparison(
+            name=Text("Steps to 90 %, each arm at its best rate", "90 %까지의 스텝, 각자 가장 좋은 학습률에서"),
+            unit=Text("doublings: log₂(steps without / steps with)", "두 배의 횟수: log₂(없을 때 / 있을 때)"),
+            differences=grid.differences(with_, without, _quickness(grid)),
+            margin=DOUBLINGS,
+            favours=Text("batch norm needs fewer than half the steps", "배치 정규화는 절반보다 적은 스텝이면 된다"),
+            would_change=Text(
+                "an interval that reaches below 1: less than twice as fast",
+                "1 아래에 닿는 구간: 두 배보다 덜 빠르다",
+            ),
+        ),
+        Comparison(
+            name=Text(
+                f"Steps to 90 %, both at rate {without[1]:g}, the best one without batch norm",
+                f"90 %까지의 스텝, 둘 다 배치 정규화 없이 가장 좋은 학습률 {without[1]:g}에서",
+            ),
+            unit=Text("doublings: log₂(steps without / steps with)", "두 배의 횟수: log₂(없을 때 / 있을 때)"),
+            differences=grid.differences(same, without, _quickness(grid)),
+            margin=DOUBLINGS,
+            favours=Text(
+                "batch norm needs fewer than half the steps at the other arm's best rate",
+                "상대의 가장 좋은 학습률에서도 배치 정규화는 절반보다 적은 스텝이면 된다",
+            ),
+            would_change=Text("an interval that reaches below 1", "1 아래에 닿는 구간"),
+        ),
+        Comparison(
+            name=Text(
+                "Final test accuracy, each arm at its best rate",
+                "마지막 시험 정확도, 각자 가장 좋은 학습률에서",
+            ),
+            unit=Text("percentage points", "퍼센트포인트"),
+            differences=grid.differences(with_, without, _accuracy),
+            margin=POINTS,
+            favours=Text("batch norm ends more accurate", "배치 정규화가 있으면 끝에 더 정확하다"),
+            would_change=Text("an interval that reaches below +1 point", "+1퍼센트포인트 아래에 닿는 구간"),
+        ),
+    ]
 
 
 def _steps(grid: Grid) -> Measure:
