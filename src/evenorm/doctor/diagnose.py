@@ -62,7 +62,7 @@ def diagnose(
             process_group without torch.distributed, or without this worker.
 
     Note:
-        Scores come from at most three of four batches, up to 10,000 samples. With data that are NaN or inf inside
+        Scores come from half of the batches, up to 10,000 samples. With data that are NaN or inf inside
         the network nothing can be measured; the diagnosis then says so, and rests on the tensors.
 
     >>> import torch, evenorm
