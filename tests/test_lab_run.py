@@ -188,6 +188,14 @@ def test_a_running_stack_tells_its_loss_and_its_end(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_finished_stack_tells_its_middle_loss_if_it_has_one() -> None:
+    assert (
+        run._loss([{"train_loss": 0.5}, {"train_loss": None}, {"train_loss": 0.25}, {"train_loss": 1.0}])
+        == ", loss 0.5"
+    )
+    assert run._loss([{"train_loss": [0.5, 0.25]}, {}]) == ""
+
+
 def test_a_terminal_shows_a_line_for_each_running_stack(tmp_path: Path) -> None:
     """A pseudo-terminal, on which a real run is watched."""
     leader, follower = pty.openpty()

@@ -305,8 +305,8 @@ def _label(stack: Sequence[Trial]) -> str:
 
 
 def _loss(records: Sequence[Record]) -> str:
-    """Return the middle training loss of a stack, where its records have one."""
-    losses = [record["train_loss"] for record in records if record.get("train_loss") is not None]
+    """Return the middle training loss of a stack, where its records have one and no curve by that name."""
+    losses = [record["train_loss"] for record in records if isinstance(record.get("train_loss"), float)]
     return f", loss {statistics.median(losses):.3g}" if losses else ""
 
 
