@@ -172,9 +172,7 @@ def _comparisons(
             unit=POINTS_UNIT,
             differences=grid.differences(standardised, raw, accuracy),
             margin=POINTS,
-            favours=Text(
-                "the net is more accurate on standardised columns", "신경망이 표준화한 열에서 더 정확하다"
-            ),
+            favours=Text("the net is more accurate on standardised columns", "표준화한 열에서 더 정확하다"),
             would_change=Text("an interval that reaches below +5 points", "+5포인트보다 아래에 이르는 구간"),
             spread=spread,
         ),
@@ -201,9 +199,7 @@ def _comparisons(
             unit=Text("steps of the grid, each a factor of 4", "격자의 칸, 한 칸은 4배"),
             differences=tuple(a - b for a, b in zip(usable["batch norm"], usable["raw"], strict=True)),
             margin=FACTORS,
-            favours=Text(
-                "batch norm trains over a wider range of rates", "배치 정규화가 있으면 더 넓은 학습률에서 학습된다"
-            ),
+            favours=Text("batch norm trains over a wider range of rates", "더 넓은 학습률에서 학습된다"),
             would_change=Text("an interval that reaches below 1", "1보다 아래에 이르는 구간"),
             spread=spread,
         ),
