@@ -97,6 +97,16 @@ def test_each_option_has_a_price():
     assert all(price.price > 0 for price in found)
 
 
+def test_a_price_is_the_median_of_the_rounds_own_ratios(monkeypatch):
+    times = {option.name: [2.0, 3.0, 8.0] for option in options.OPTIONS} | {options.PLAIN: [1.0, 1.0, 2.0]}
+    monkeypatch.setattr(options, "interleave", lambda *given: times)
+    plan = command.plan(["options"], "", "float32", True, False, 3)
+    assert plan.rows == list(options.ROWS)
+    found = list(options.prices(dataclasses.replace(plan, rows=[Row((6, 5))])))
+    assert [price.price for price in found] == [1, *[3] * (len(found) - 1)]
+    assert found[1].seconds == 3
+
+
 def shown(capsys, *arguments):
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "--rounds", "3", "--threads", "1", *arguments])
