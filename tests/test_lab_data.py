@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evenorm.lab import data
-from evenorm.lab.data import Split, dataset, digits, share, split_of, wine
+from evenorm.lab.data import Split, dataset, digits, split_of, wine
 from evenorm.lab.trials import Trial, settings
 
 
@@ -28,13 +27,6 @@ def test_a_trial_that_names_no_data_is_on_its_experiments_own() -> None:
     named = Trial("toy", 1, "a", 3, 0.1, settings(data="wine"))
     assert split_of(named, "digits") is wine(3)
     assert named.digest() != plain.digest()
-
-
-def test_shared_data_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_DRAWS", dict(data._DRAWS))
-    mine = Split(torch.zeros(2, 1), torch.zeros(2), torch.zeros(1, 1), torch.zeros(1))
-    share("mine", lambda seed: mine)
-    assert dataset("mine") is mine
 
 
 def test_standardised_columns_and_a_constant_one() -> None:
