@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import torch
 from sklearn.datasets import load_digits, load_wine
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
 
 from evenorm.lab.trials import Trial
@@ -84,15 +84,25 @@ def dataset(name: str, seed: int = 0) -> Split:
         ValueError: no data of this name.
     """
     if name not in _DRAWS:
-        raise ValueError(
-            f"there is no data named {name!r}; choose from {', '.join(_DRAWS)}, or give a file: --data"
-        )
+        raise ValueError(f"there is no data named {name!r}; choose from {', '.join(_DRAWS)}")
     return _DRAWS[name](seed)
 
 
 def split_of(trial: Trial, default: str) -> Split:
     """Return the data that a trial names by the setting `data`, or the default where it names none."""
     return dataset(dict(trial.settings).get("data", default), trial.seed)  # type: ignore[arg-type]  # a name is a str
+
+
+@cache
+def fold(split: Split, seed: int, index: int, folds: int = 5) -> Split:
+    """Return all samples of a split anew: one of the stratified folds that the seed deals is the test set.
+
+    Folds of one index have the same size whatever the seed.
+    """
+    x, y = torch.cat([split.x_train, split.x_test]), torch.cat([split.y_train, split.y_test])
+    dealt = StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y)
+    train, test = (torch.from_numpy(part) for part in list(dealt)[index])
+    return replace(split, x_train=x[train], y_train=y[train], x_test=x[test], y_test=y[test])
 
 
 def _split(x: object, y: object, *, test_size: int, seed: int) -> Split:
