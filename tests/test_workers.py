@@ -163,6 +163,13 @@ def test_what_of_sync_batch_norm_stays_as_it_is() -> None:
     assert type(evenorm.revert(evenorm.unfreeze(frozen))) is nn.SyncBatchNorm
 
 
+def test_nccl_and_a_cpu_tensor(group: dist.ProcessGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "get_world_size", lambda group=None: 2)
+    monkeypatch.setattr(dist, "get_backend", lambda group=None: "nccl")
+    with pytest.raises(ValueError, match=r"backend is NCCL, which sends CUDA tensors only; x is on cpu"):
+        evenorm.BatchNorm1d(3, process_group=group)(torch.randn(4, 3))
+
+
 def test_copies_share_the_group(group: dist.ProcessGroup) -> None:
     model = nn.Sequential(
         evenorm.BatchNorm1d(3, process_group=group), evenorm.BatchNorm1d(3, process_group="world")
