@@ -11,6 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+import evenorm
+from evenorm.averages import Average
 from evenorm.lab.networks import BatchNorm
 from evenorm.lab.training import Samples
 
@@ -56,6 +58,25 @@ def exact_statistics(network: nn.Sequential, training: Samples) -> Choice:
 
     logits(network, training.x, keep)
     return lambda index, x: found[index]
+
+
+def track(network: nn.Sequential, average: Average) -> list[evenorm.BatchNorm1d]:
+    """Return layers that see what the network's batch norms see in training, and only keep statistics of it."""
+    trackers = []
+    for layer in network:
+        if isinstance(layer, BatchNorm):
+            tracker = evenorm.BatchNorm1d(layer.layer.num_features, affine=False, average=average)
+            layer.layer.register_forward_pre_hook(_observe(tracker))
+            trackers.append(tracker)
+    return trackers
+
+
+def _observe(tracker: evenorm.BatchNorm1d) -> Callable[[nn.Module, tuple[Tensor]], None]:
+    def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        with torch.no_grad():
+            tracker(inputs[0].detach())
+
+    return hook
 
 
 def by_member(values: Tensor | None, members: int) -> Tensor:
