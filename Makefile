@@ -14,7 +14,7 @@ TOOLS := .venv/tools-$(VERSION)
 PACKAGE := .venv/package-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check docs bench test-sanitize clean
+.PHONY: help lab test check docs bench test-sanitize test-triton test-triton-sanitize clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -56,6 +56,22 @@ test-sanitize: $(PACKAGE) ## the tests of all that computes, the engine built wi
 		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest --quiet \
 		--override-ini='pythonpath=build/sanitized/lib tests' $(SANITIZED_TESTS) $(FLAGS)
 
+# Triton's wheel is large, and torch's CUDA wheels bring it: only these targets install it. The interpreter runs the
+# kernels on the CPU; what they compile into is seen without it. Where there is a GPU, the same tests run there.
+TRITON := .venv/triton-$(VERSION)
+
+test-triton: $(PACKAGE) $(TRITON) ## the GPU engine: on a GPU, else by Triton's interpreter; and what it compiles into
+	@gpu=$$($(BIN)/python -c 'import torch; print(torch.cuda.is_available())'); export OMP_NUM_THREADS=1; \
+		[ "$$gpu" = True ] || export EVENORM_ENGINE=triton TRITON_INTERPRET=1; \
+		$(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 8 tests/test_triton.py $(FLAGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 8 tests/test_triton_compile.py $(FLAGS)
+
+# Never run by us, who had no GPU; compute-sanitizer comes with the CUDA toolkit.
+test-triton-sanitize: $(PACKAGE) $(TRITON) ## the GPU engine's tests under compute-sanitizer (needs a GPU)
+	@command -v compute-sanitizer > /dev/null || { echo 'evenorm: compute-sanitizer is not here; it comes with the CUDA toolkit'; exit 2; }
+	@for tool in memcheck racecheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+		$(BIN)/python -m pytest --quiet tests/test_triton.py -k 'many_chunks or end_to_end' $(FLAGS) || exit 1; done
+
 clean: ## remove .venv and all that was built; results/ stays
 	@rm -rf .venv build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	@find src tests bench docs -name __pycache__ -prune -exec rm -rf {} +
@@ -70,6 +86,11 @@ $(TOOLS): pyproject.toml constraints.txt
 		|| $(PYTHON) -m venv --clear .venv
 	@$(PIP) install --constraint constraints.txt pip
 	@$(PIP) install --constraint constraints.txt --group dev
+	@touch $@
+
+$(TRITON): $(TOOLS)
+	@echo 'evenorm: installing triton into .venv (200 MB)'
+	@$(PIP) install --constraint constraints.txt --group triton
 	@touch $@
 
 # No build isolation: the engine is compiled against the torch that is pinned. EVENORM_ENGINE=off, which switches

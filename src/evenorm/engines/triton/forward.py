@@ -9,6 +9,7 @@ from evenorm.engines.triton.tiles import (
     SIZES,
     assign,
     coefficients,
+    count_valid,
     extents,
     find_centre,
     finish_moments,
@@ -45,15 +46,26 @@ def pool_kernel(
     program = tl.program_id(0)
     chunk, _, first_c, start, stop = assign(program, channels, chunks, base, extra, unit, block_c)
     first = chunk % chunks * per_chunk
+    last = tl.minimum(first + per_chunk, tiles)
     corner, offsets, inside, valid = locate(
         first, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
     )
+    if mask is not None:  # the centre comes from the first tile that has a valid value
+        there = tl.sum(valid.to(tl.int32))
+        while (there == 0) & (first + 1 < last):
+            first += 1
+            there = count_valid(
+                first, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
+            )
+        corner, offsets, inside, valid = locate(
+            first, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
+        )
     values = tl.load(x + corner + offsets, mask=inside & valid, other=0).to(tl.float32)
     centre, scale, power = find_centre(values, inside & valid)
     away = tl.where(inside & valid, (values - centre[:, None]) * scale[:, None], 0.0)
     total, squares = away, away * away
     seen = valid.to(tl.int32)
-    for i in range(1, tl.minimum(per_chunk, tiles - first)):
+    for i in range(1, last - first):
         corner, offsets, inside, valid = locate(
             first + i, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
         )

@@ -63,8 +63,11 @@ class Curve(NamedTuple):
     code: int
 
 
-def arrange(x: Tensor, mask: Maybe, splits: Sequence[int] | None, *others: Maybe) -> Input:
-    """Look at an input's layout; one with gaps is copied. What comes along must be on x's device."""
+def arrange(x: Tensor, mask: Maybe, splits: Sequence[int] | None, *others: Maybe, twice: bool = False) -> Input:
+    """Look at an input's layout; one with gaps is copied. What comes along must be on x's device.
+
+    `twice`: the operation reads x twice, so that it should stay on the chip between the two.
+    """
     for other in (mask, *others):
         if other is not None and other.device != x.device:
             raise ValueError(f"all tensors must be on x's device, {x.device}; one is on {other.device}")
@@ -73,7 +76,8 @@ def arrange(x: Tensor, mask: Maybe, splits: Sequence[int] | None, *others: Maybe
     if not channels_last:
         x = x.contiguous()
     rows = channels_last or positions == 1
-    plan = make_plan(samples, channels, positions, rows, 1 if splits is None else len(splits), x.itemsize)
+    groups = 1 if splits is None else len(splits)
+    plan = make_plan(samples, channels, positions, rows, groups, x.itemsize, twice)
     return Input(x, plan, None if mask is None else mask.contiguous().view(torch.uint8), channels_last)
 
 

@@ -74,7 +74,7 @@ def train_forward(
     parameter: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return y, and the count, mean and m2 it was normalised by."""
-    given = arrange(x, mask, splits, weight, bias, residual)
+    given = arrange(x, mask, splits, weight, bias, residual, twice=True)
     curve = Curve(eps, parameter, activation)
     with on_device(x):
         if given.plan.whole:
@@ -149,7 +149,7 @@ def train_backward(
     needs_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients by x, weight, bias and residual."""
-    given = arrange(x, mask, splits, dy, count, mean, m2, weight, bias, saved)
+    given = arrange(x, mask, splits, dy, count, mean, m2, weight, bias, saved, twice=True)
     by, curve = Affine(mean, m2, count, weight, bias), Curve(eps, parameter, activation)
     dweight, dbias = _for_parameter(x, weight), _for_parameter(x, bias)
     with on_device(x):

@@ -100,8 +100,13 @@ def regular(splits: Sequence[int], samples: int) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def make_plan(samples: int, channels: int, positions: int, rows: bool, groups: int, itemsize: int) -> Plan:
-    """Cut an input of N samples, none of the sizes 0; `rows` is channels last."""
+def make_plan(
+    samples: int, channels: int, positions: int, rows: bool, groups: int, itemsize: int, twice: bool = False
+) -> Plan:
+    """Cut an input of N samples, none of the sizes 0; `rows` is channels last.
+
+    Where the operation reads its input twice, a channel becomes one tile if it fits.
+    """
     unit = 1
     if channels == 1 and groups == 1:  # all of it is one run
         samples, positions, rows = 1, samples * positions, False
@@ -111,7 +116,7 @@ def make_plan(samples: int, channels: int, positions: int, rows: bool, groups: i
     largest = base + unit * (extra > 0)
     inner = channels if rows else positions
     align = next(width for width in (16, 8, 4, 2, 1) if width * itemsize <= 16 and inner % width == 0)
-    whole = _whole(largest, channels, positions, rows, itemsize)
+    whole = _whole(largest, channels, positions, rows, itemsize) if twice else None
     block_c, block_n, block_l = whole or _tile(largest, channels, positions, rows)
     tiles = divide_up(largest, block_n) * divide_up(positions, block_l)
     per_chunk = _per_chunk(tiles * divide_up(channels, block_c) * groups, rows, block_n, tiles)

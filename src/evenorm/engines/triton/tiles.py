@@ -95,6 +95,27 @@ def locate(
 
 
 @triton.jit
+def count_valid(
+    tile,
+    start,
+    stop,
+    channels,
+    positions,
+    mask,
+    wide: tl.constexpr,
+    rows: tl.constexpr,
+    block_c: tl.constexpr,
+    block_n: tl.constexpr,
+    block_l: tl.constexpr,
+):
+    """Return how many valid positions a tile has."""
+    _corner, _offsets, _inside, valid = locate(
+        tile, start * 0, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
+    )
+    return tl.sum(valid.to(tl.int32))
+
+
+@triton.jit
 def find_centre(x, valid):
     """Return a centre for each row's valid values, a power of two to scale them by, and that power.
 

@@ -73,7 +73,7 @@ def track_kernel(
         # By way of float32, from which every device converts; what counts is that the stored value is finite.
         new_mean = (old_mean + weight * (pooled - old_mean)).to(tl.float32).to(running_mean.dtype.element_ty)
         new_var = (old_var + weight * (spread / (n - 1) - old_var)).to(tl.float32).to(running_var.dtype.element_ty)
-        moves = known & counts
+        moves = known & (n + tl.zeros([block_c], tl.float64) > 1)
         if skip_nonfinite:
             fine = finite(new_mean.to(tl.float32)) & finite(new_var.to(tl.float32))
             left = moves & (fine == 0)
