@@ -98,7 +98,7 @@ def comparisons(runs: Sequence[Record]) -> list[Comparison]:
             unit=Text("ln of the ratio", "비의 ln"),
             differences=tuple(_spread(run, 0.01) - _spread(run, COUNTS[-1]) for run in runs),
             margin=NOISIER,
-            favours=Text("the exponential average is less steady", "지수 평균이 더 흔들린다"),
+            favours=Text("the error with the exponential average varies more", "지수 평균으로 잰 오류가 더 변한다"),
             would_change=Text("an interval that reaches below 0", "0보다 아래에 이르는 구간"),
         ),
         Comparison(
