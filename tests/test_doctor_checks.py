@@ -129,6 +129,17 @@ def test_calibrated_statistics_are_not_stale():
     assert only(evenorm.diagnose(model.state_dict()), "stale-statistics").severity == Severity.ERROR
 
 
+def test_one_layer_tells_that_the_others_were_calibrated_with_it():
+    """A variance above what is left of 1 refutes nothing; a neighbour's below it does, with the same counter."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6))
+    evenorm.calibrate(model, [100 * torch.randn(64, 4) for _ in range(10)])
+    assert float(model[0].running_var.min()) > 0.9**10 > float(model[2].running_var.min())
+    assert evenorm.diagnose(model.state_dict()).findings == ()
+    model[0].num_batches_tracked.fill_(11)
+    assert only(evenorm.diagnose(model.state_dict()), "stale-statistics").layer == "0"
+
+
 def test_modes():
     model = network().eval()
     model[1].train()

@@ -91,18 +91,16 @@ def _why_untouched(record: Record) -> str:
 
 def too_few_updates(record: Record) -> Iterator[Finding]:
     """An exponential average that still holds much of its initial value."""
-    if record.batches is None or record.batches <= 0 or record.momentum is None or not 0 < record.momentum < 1:
-        return
-    left = (1 - record.momentum) ** record.batches
-    if left >= STALE and not record.debiased and not _refuted(record, left):
+    left = initial_share(record)
+    if left >= STALE and not refuted(record):
         known = f"momentum {record.momentum:g}" if record.live is not None else "torch's default momentum of 0.1"
         yield Finding(
             "stale-statistics",
             Severity.ERROR if left >= 0.2 else Severity.WARNING,
             record.name,
             {
-                "momentum": record.momentum,
-                "updates": record.batches,
+                "momentum": record.momentum or 0.0,
+                "updates": record.batches or 0,
                 "initial value left in %": round(100 * left, 1),
             },
             f"after {record.batches} updates with {known}, {100 * left:.0f} % of the running statistics are still "
@@ -111,9 +109,17 @@ def too_few_updates(record: Record) -> Iterator[Finding]:
         )
 
 
-def _refuted(record: Record, left: float) -> bool:
+def initial_share(record: Record) -> float:
+    """Return how much of the running statistics is their initial value, by the count of updates; 0 if unknown."""
+    if not record.batches or record.batches < 0 or record.momentum is None or not 0 < record.momentum < 1:
+        return 0.0
+    return 0.0 if record.debiased else float((1 - record.momentum) ** record.batches)
+
+
+def refuted(record: Record) -> bool:
     """Tell whether statistics cannot hold so much of the initial value: no variance is below what is left of 1."""
-    return record.var is not None and bool((record.var.float() < 0.99 * left).any())
+    left = initial_share(record)
+    return left >= STALE and record.var is not None and bool((record.var.float() < 0.99 * left).any())
 
 
 def dead_channels(record: Record) -> Iterator[Finding]:

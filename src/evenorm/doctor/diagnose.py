@@ -83,6 +83,7 @@ def diagnose(
     else:
         records, state = from_state(model), dict(model)
     findings = [found for record in records for check in checkpoint.CHECKS for found in check(record)]
+    findings = _without_calibrated(findings, records)
     findings += checkpoint.lost_parameters(state, records)
     measured = None
     if isinstance(model, nn.Module):
@@ -107,6 +108,13 @@ def _dense(state: Mapping[str, Any]) -> dict[str, Tensor]:
         and tensor.layout == torch.strided
         and not (tensor.is_quantized or tensor.is_meta)
     }
+
+
+def _without_calibrated(findings: list[Finding], records: list[Record]) -> list[Finding]:
+    """Leave out what the counters say where one layer shows that they are calibration's, which writes all alike."""
+    calibrated = {record.batches for record in records if checkpoint.refuted(record)}
+    layers = {record.name for record in records if record.batches in calibrated}
+    return [found for found in findings if not (found.code == "stale-statistics" and found.layer in layers)]
 
 
 def _without_doubles(findings: list[Finding]) -> list[Finding]:
