@@ -56,9 +56,17 @@ def bench(
     compiled: Annotated[bool, typer.Option("--compile", help="Time torch.compile of torch.nn's as well.")] = False,
     rounds: Annotated[int, typer.Option(help="Rounds; in each, all contenders run in turn.")] = 15,
     threads: Annotated[int | None, typer.Option(help="Threads; all of torch's where not given.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Check every case against float64, then time it against torch.nn."""
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu or cuda, got {device!r}")
+    if device == "cuda":
+        from evenorm.bench import cuda
+
+        told = print_json if as_json else None
+        raise typer.Exit(cuda.run(blocks or [], rows, dtype, not evaluation, rounds, told))
     from evenorm.bench import command
 
     plan = command.plan(blocks or [], rows, dtype, not evaluation, compiled, rounds)

@@ -1,0 +1,92 @@
+"""`evenorm bench --device cuda` without a GPU: its logic with a clock that lies, and its one message."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from evenorm.bench import cuda
+from evenorm.bench.rows import BLOCKS, Row
+from evenorm.cli import main
+
+
+def clock(runs: Sequence[cuda.Run], repeats: int) -> float:
+    """Run each once, and pretend that a call took a millisecond a run in rotation."""
+    for run in runs:
+        run()
+    return 1e-3 * len(runs)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_ours_is_right_and_all_run_on_the_same_inputs(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module: module)  # minutes, and a compiler
+    row, block = Row((4, 3, 5, 5), channels_last=True), BLOCKS["bn-add-relu"]
+    result = cuda.measure(row, block, "float32", training, 3, cache=4096, speed=1e9, timer=clock, device="cpu")
+    assert result.right
+    assert result.ratio == 1
+    assert set(result.seconds) == {"ours", "eager", "eager, no cuDNN", "compiled"}
+    sets = 1 + 2 * 4096 // 1200
+    assert result.seconds["ours"] == pytest.approx(1e-3 * sets)
+    floor = 3 + 4 * training  # tensors read or written, with a residual
+    assert result.share == pytest.approx(floor * 1200 / (1e-3 * sets) / 1e9)
+
+
+def test_inputs_rotate_past_the_cache() -> None:
+    assert cuda._sets(2**20, 50 * 2**20) * 2**20 > 2 * 50 * 2**20 or cuda._sets(2**20, 50 * 2**20) == cuda.MOST_SETS
+    assert cuda._sets(60 * 2**20, 50 * 2**20) == 2
+    assert cuda._sets(2**30, 50 * 2**20) == 1
+
+
+def test_a_copy_counts_what_is_read_and_what_is_written() -> None:
+    assert cuda.copy_speed(clock, 1000, "cpu") == pytest.approx(2000 / 1e-3)
+
+
+def test_the_table_can_be_pasted() -> None:
+    seconds = {"ours": 1e-3, "eager": 2e-3, "compiled": 1.5e-3}
+    results = [cuda.Result("8×3", "BatchNorm", size, seconds, 0.8, 0.1, size > 10) for size in (10, 2**30)]
+    header, rule, small, large, summary = cuda.as_markdown(results)
+    assert header.count("|") == rule.count("|") == small.count("|") == large.count("|")
+    assert "WRONG" in small
+    assert "80%" in large
+    assert "1.50" in large
+    assert "geometric mean 1.50" in summary
+
+
+def test_the_rows_are_those_of_a_resnet_and_some_more() -> None:
+    assert len({row.name for row in cuda.ROWS}) == len(cuda.ROWS) == 20
+    assert any(math.prod(row.shape) * 2 >= cuda.LARGE for row in cuda.ROWS)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--dtype", "int8"], "--dtype must be one of"),
+        (["--rows", "7x9"], "is in none of the shapes"),
+        (["nonsense"], "BLOCK must be one of"),
+    ],
+)
+def test_bad_options(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "--device", "cuda", *options])
+    assert stopped.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_message_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "--device", "cuda"])
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert told.count("\n") == 1
+    assert "--device cuda needs a GPU" in told
+
+
+def test_another_device_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "--device", "tpu"])
+    assert stopped.value.code == 2
+    assert "--device must be cpu or cuda" in capsys.readouterr().err
