@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evenorm.lab.markdown import results_page
+from evenorm.lab.report_words import WORDS
 from report_cases import ENVIRONMENT, analyses, hostile
 
 
@@ -10,7 +11,7 @@ def test_every_verdict_and_comparison_is_on_the_page() -> None:
     page = results_page(analyses(), ENVIRONMENT)
     for analysis in analyses():
         assert f"## {analysis.title}\n" in page
-        assert f"**{analysis.verdict.value}.** {analysis.answer}" in page
+        assert f"**{WORDS['en'][analysis.verdict.value]}.** {analysis.answer}" in page
         assert f"    {analysis.command}\n" in page
         assert all(endpoint.name in page for endpoint in analysis.endpoints)
     assert "torch: 2.13.0" in page
@@ -22,3 +23,7 @@ def test_hostile_text_stays_one_line_of_text() -> None:
     assert "\x1b" not in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in rows} <= {4, 7}
+
+
+def test_the_page_in_korean() -> None:
+    assert results_page(analyses(), ENVIRONMENT, "ko").startswith("# 배치 정규화, 주장 하나하나")

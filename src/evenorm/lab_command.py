@@ -256,7 +256,7 @@ def _finish(analyses: Sequence[Analysis], path: Path, lang: Language, as_json: b
         from evenorm.lab.report import write_page
         from evenorm.lab.run import environment
 
-        write_page(markdown, results_page(analyses, translate(environment(), lang.value)))
+        write_page(markdown, results_page(analyses, translate(environment(), lang.value), lang.value))
     if as_json:
         print_json({"experiments": [_numbers(analysis) for analysis in analyses], "report": str(path)})
         return

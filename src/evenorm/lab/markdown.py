@@ -5,34 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from evenorm.lab.page_data import interval_numbers, number, p_value, visible
+from evenorm.lab.report_words import words
 from evenorm.lab.results import Analysis, Endpoint
 
 
-def results_page(analyses: Sequence[Analysis], environment: Mapping[str, str]) -> str:
-    """Return the page, of analyses in one language."""
-    head = ["# Results as measured", ", ".join(f"{name}: {value}" for name, value in environment.items()) + "."]
+def results_page(analyses: Sequence[Analysis], environment: Mapping[str, str], language: str = "en") -> str:
+    """Return the page, of analyses and an environment in the language."""
+    vocabulary = words(language)
+    head = [f"# {vocabulary['title']}", ", ".join(f"{name}: {value}" for name, value in environment.items()) + "."]
     glance = _table(
-        ("experiment", "verdict", "answer"),
-        ([f"[{_safe(a.title)}](#{_anchor(a.title)})", a.verdict.value, a.answer] for a in analyses),
+        (vocabulary["claim"], vocabulary["verdict"], vocabulary["ours"]),
+        ([f"[{_safe(a.title)}](#{_anchor(a.title)})", vocabulary[a.verdict.value], a.answer] for a in analyses),
     )
-    return "\n\n".join([*head, glance, *(part for analysis in analyses for part in _section(analysis))]) + "\n"
+    sections = (part for analysis in analyses for part in _section(analysis, vocabulary))
+    return "\n\n".join([*head, glance, *sections]) + "\n"
 
 
-def _section(analysis: Analysis) -> list[str]:
+def _section(analysis: Analysis, vocabulary: Mapping[str, str]) -> list[str]:
     claim = analysis.claim
     parts = [f"## {_safe(analysis.title)}", f"> {_safe(claim.korean or claim.english)}"]
-    parts.append(f"**{analysis.verdict.value}.** {_safe(analysis.answer)}")
+    parts.append(f"**{vocabulary[analysis.verdict.value]}.** {_safe(analysis.answer)}")
     if analysis.endpoints:
-        columns = ("comparison", "estimate (95 % interval)", "margin", "p", "seeds", "verdict")
-        parts.append(_table(columns, map(_row, analysis.endpoints)))
+        columns = [vocabulary[name] for name in ("comparison", "interval", "margin", "p_value", "seeds", "verdict")]
+        parts.append(_table(columns, (_row(endpoint, vocabulary) for endpoint in analysis.endpoints)))
     if analysis.published:
         rows = ([published.value, published.setting, published.source] for published in analysis.published)
-        parts.append(_table(("published", "measured in", "source"), rows))
-    parts += [f"Rule: {_safe(analysis.rule)}", "    " + " ".join(visible(analysis.command).split())]
+        columns = [vocabulary[f"published_{name}"] for name in ("value", "setting", "source")]
+        parts.append(_table(columns, rows))
+    parts += [f"{vocabulary['rule']}: {_safe(analysis.rule)}", "    " + " ".join(visible(analysis.command).split())]
     return parts
 
 
-def _row(endpoint: Endpoint) -> list[str]:
+def _row(endpoint: Endpoint, vocabulary: Mapping[str, str]) -> list[str]:
     middle, low, high = interval_numbers(endpoint.estimate, endpoint.low, endpoint.high)
     return [
         f"{endpoint.name} ({endpoint.unit})",
@@ -40,7 +44,7 @@ def _row(endpoint: Endpoint) -> list[str]:
         number(endpoint.margin),
         p_value(endpoint.p_value),
         str(endpoint.seeds),
-        endpoint.verdict.value,
+        vocabulary[endpoint.verdict.value],
     ]
 
 
