@@ -55,7 +55,7 @@ ARMS = shift_page.ARMS
 # +0.43, +0.31, +0.26 (ReLU) and -0.09, -0.62, -0.83 (linear); loss -0.24, +0.23, +0.09 doublings.
 RATES = {"sigmoid": 1.0, "relu": 0.1, "linear": 0.003}
 STEPS = {"sigmoid": (1000, 700), "relu": (300, 150), "linear": (400, 100)}  # full, quick
-EVERY, PROBE, LAYER = 10, 500, 3  # each 10 steps the same 500 images; inputs of the third hidden layer's sigmoids
+EVERY, PROBE = 10, 500  # each 10 steps the same 500 images; inputs of the third hidden layer's sigmoids
 PROBES = 8  # times along training at which gradients are compared
 HALF = 1.0  # margin on drift and change of spread, in doublings: half as much
 COSINE = 0.05  # margin on the cosine
