@@ -429,6 +429,7 @@ def test_operators_pass_torchs_own_checks(name: str) -> None:
     torch.library.opcheck(operator, given[name])
 
 
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd:DeprecationWarning")  # of torch's own tracing
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_a_compiled_layer_is_one_graph(training: bool) -> None:
     torch.use_deterministic_algorithms(False)

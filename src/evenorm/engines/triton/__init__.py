@@ -45,7 +45,7 @@ def supports(x: Tensor) -> bool:
     """Tell whether the kernels take x: an ordinary tensor on a GPU, of one of the three types."""
     return (
         x.dtype in _DTYPES
-        and (x.device.type == "cuda" or _interpreted())
+        and (x.is_cuda or (x.is_cpu and _interpreted()))
         and x.layout is torch.strided
         and (type(x) in _PLAIN or type(x).__name__ == "FakeTensor")
         and _takes(x.device.index, x.dtype)
