@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evenorm.bench import command, options, table
-from evenorm.bench.contenders import floor_in_clones
+from evenorm.bench.contenders import floor_in_clones, make_inputs
 from evenorm.bench.measure import Plan, compare, interleave
 from evenorm.bench.rows import BLOCKS, ROWS, Row
 from evenorm.cli import main
@@ -27,6 +27,13 @@ def test_ours_is_compared_with_what_torch_computes(row, block, dtype):
         assert result.ours > 0
         assert result.ratio > 0
         assert not result.large
+
+
+@pytest.mark.parametrize("row", SMALL[1:], ids=lambda row: row.name)
+def test_inputs_lie_in_memory_as_the_row_says(row):
+    inputs = make_inputs(row, BLOCKS["bn-add-relu"], torch.float32)
+    for values in (inputs.x, inputs.residual, inputs.cotangent):
+        assert values.is_contiguous(memory_format=torch.channels_last) == row.channels_last
 
 
 def test_a_wrong_result_is_called_wrong():
