@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 import evenorm
-from evenorm.doctor.findings import Severity
+from evenorm.doctor.findings import Finding, Severity, alike, ranked
 from evenorm.doctor.measure import scored
 from evenorm.doctor.streams import _within
 
@@ -436,6 +436,38 @@ def test_a_state_dict_cannot_run():
         evenorm.diagnose(network(), process_group="world")
     with pytest.raises(TypeError, match="a network or a state_dict"):
         evenorm.diagnose("weights.pt")
+
+
+def test_the_worst_comes_first():
+    """By severity, then by the share of the harm, then as they came."""
+    kinds = [(Severity.NOTE, None), (Severity.ERROR, None), (Severity.WARNING, 0.9), (Severity.ERROR, 0.3)]
+    kinds += [(Severity.ERROR, 0.5), (Severity.NOTE, 0.1)]
+    given = [
+        Finding("code", severity, str(number), {}, "", "", harm) for number, (severity, harm) in enumerate(kinds)
+    ]
+    assert [found.layer for found in ranked(given)] == ["4", "3", "1", "2", "5", "0"]
+    assert [len(group) for group in alike(ranked(given))] == [3, 1, 2]
+    model = network().eval()
+    model[1].train().weight.data[0] = 0
+    assert [found.code for found in evenorm.diagnose(model).findings] == ["wrong-mode", "dead-channels"]
+
+
+def test_what_is_said_once_is_not_said_twice():
+    """Momentum 0 leaves statistics at 0 and 1, and is why; harmless staleness is a note with data."""
+    assert [found.code for found in evenorm.diagnose(network(momentum=0.0)).findings] == ["momentum-zero"]
+    model, data = network(momentum=0.01), [torch.randn(16, 4) for _ in range(4)]
+    same = [(batch, torch.zeros(16, dtype=torch.long)) for batch in data]
+    with torch.no_grad():
+        model[3].weight.zero_()
+        model[3].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    found = only(evenorm.diagnose(model, same), "stale-statistics")
+    assert (found.severity, found.harm) == (Severity.NOTE, None)
+    model[0].requires_grad_(False).weight.mul_(0.9)
+    model.insert(2, nn.Dropout(0.5))
+    model.insert(3, nn.BatchNorm1d(6, momentum=None))
+    evenorm.calibrate(model, data)
+    assert evenorm.diagnose(model).findings[0].severity == Severity.WARNING
+    assert evenorm.diagnose(model, same).healthy
 
 
 def test_no_batch_norm_is_nothing_to_examine():
