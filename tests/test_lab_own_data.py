@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -297,3 +298,36 @@ def test_of_very_many_rows_some_are_drawn(tmp_path: Path) -> None:
     assert len(data.target) == 20_000
     assert data.numbers.max() > 29_000
     assert "30,000" in data.notes[0]
+
+
+def damaged(content: bytes, seed: int) -> bytes:
+    """Cut short, with bytes changed, or with bytes put in."""
+    draw = random.Random(seed)
+    place = draw.randrange(len(content))
+    if seed % 3 == 0:
+        return content[:place]
+    changed = bytearray(content)
+    if seed % 3 == 1:
+        changed[place] ^= draw.randrange(1, 256)
+    else:
+        changed[place:place] = draw.randbytes(draw.randrange(1, 30))
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet", "table.npz"])
+def test_a_damaged_file_is_read_or_refused_and_nothing_else(name: str, tmp_path: Path) -> None:
+    path, target = tmp_path / name, None if name.endswith("npz") else "kind"
+    if name == "table.npz":
+        np.savez_compressed(path, x=np.random.default_rng(0).random((60, 4)), y=np.arange(60) % 2)
+    elif name == "table.parquet":
+        polars.DataFrame(columns()).write_parquet(path)
+    else:
+        csv_file(tmp_path)
+    whole, refused = path.read_bytes(), 0
+    for seed in range(150):
+        path.write_bytes(damaged(whole, seed))
+        try:
+            prepare(read(path, target))
+        except (ValueError, OSError):
+            refused += 1
+    assert refused > 50

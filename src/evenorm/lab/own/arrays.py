@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,8 +33,8 @@ def read_npz(path: Path, target: str | None, drop: Sequence[str] = ()) -> Raw:
             )
         with np.load(path, allow_pickle=False) as found:
             x, y = _pair(path, {name: found[name] for name in found.files if name not in drop}, target)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path} is no .npz file: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{path} is no .npz file, or a damaged one: {error}") from error
     except ValueError as error:
         if "pickle" in str(error):
             raise ValueError(
@@ -107,7 +108,7 @@ def _idx(path: Path, kind: int) -> Array:
             if min(shape) < 0 or size > MOST_BYTES:
                 raise ValueError(f"{path} says it holds {shape} values; more than 4 GiB are not read")
             content = file.read(size + 1)
-    except (struct.error, EOFError, gzip.BadGzipFile) as error:
+    except (struct.error, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} ends too early or is no IDX file: {error}") from error
     if len(content) != size:
         more = "more" if len(content) > size else f"{len(content)}"

@@ -45,7 +45,12 @@ def read(path: Path, target: str | None = None, drop: Sequence[str] = ()) -> Raw
         )
     for fits, reader in _KINDS:
         if fits(path):
-            return reader(path, target, drop)
+            try:
+                return reader(path, target, drop)
+            except MemoryError as error:
+                raise ValueError(
+                    f"{path} says it holds more than fits into memory; take a part, or load it again"
+                ) from error
     raise ValueError(
         f"{path} is no .csv, .parquet, .npz or IDX (idx3-ubyte) file, nor a folder of pictures by class"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars
-from polars.exceptions import PolarsError
+from polars.exceptions import PanicException, PolarsError
 
 from evenorm.lab.own.raw import Array, Raw, drawn, drawn_note
 
@@ -53,7 +53,7 @@ def _table(path: Path) -> polars.DataFrame:
             return polars.read_parquet(path)
         separator = _check_lines(path)
         return polars.read_csv(path, separator=separator, null_values=MISSING, infer_schema_length=None)
-    except PolarsError as error:
+    except (PolarsError, PanicException) as error:  # polars panics over some damaged Parquet files
         raise ValueError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
 
 
