@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evenorm.lab.own.raw import MOST_BYTES, Array, Raw, drawn, drawn_note
+from evenorm.lab.own.raw import MOST_BYTES, Array, Raw, drawn, drawn_note, single
 
 PAIRS = (("x", "y"), ("X", "y"), ("data", "target"), ("images", "labels"))
 PARTS = (("x_train", "y_train"), ("x_test", "y_test"))  # put together: the split is drawn anew
@@ -124,8 +124,7 @@ def _from_arrays(name: str, x: Array, y: Array, *, pictures: bool) -> Raw:
     rows, chosen = len(x), drawn(len(x))
     if chosen is not None:
         x, y = x[chosen], y[chosen]
-    flat = x.reshape(len(x), -1).astype(np.float32)
-    flat[~np.isfinite(flat)] = np.nan
+    flat = single(x.reshape(len(x), -1))
     return Raw(
         name,
         flat / 255 if x.dtype == np.uint8 and pictures else flat,

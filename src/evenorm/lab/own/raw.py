@@ -28,6 +28,14 @@ class Raw:
     notes: tuple[Text, ...] = ()  # what a reader must know of how it was read
 
 
+def single(values: Array) -> Array:
+    """Return numbers as float32, NaN where they are not finite or too large for it."""
+    with np.errstate(over="ignore"):
+        numbers = values.astype(np.float32)
+    numbers[~np.isfinite(numbers)] = np.nan
+    return numbers
+
+
 def drawn(rows: int) -> Array | None:
     """Return which rows are read of more than can be used, always the same ones; None: all."""
     if rows <= MOST_ROWS:

@@ -10,7 +10,7 @@ import numpy as np
 import polars
 from polars.exceptions import PanicException, PolarsError
 
-from evenorm.lab.own.raw import Array, Raw, drawn, drawn_note
+from evenorm.lab.own.raw import Array, Raw, drawn, drawn_note, single
 
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?"]  # what a CSV writes for no value
 
@@ -111,7 +111,7 @@ def _numbers(column: polars.Series) -> Array:
         ticks = column.to_physical().cast(polars.Float64).to_numpy()
         return np.asarray((ticks - np.nanmin(ticks)) / (np.ptp(ticks[~np.isnan(ticks)]) or 1), np.float32)
     values = column.cast(polars.Float64).fill_null(float("nan")).to_numpy()
-    return np.where(np.isfinite(values), values, np.nan).astype(np.float32)
+    return single(values)
 
 
 def _texts(column: polars.Series) -> Array:
