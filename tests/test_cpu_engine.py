@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evenorm import updates
+from cases import VALUES, Case
+from evenorm import formulas, updates
 from evenorm.averages import Cumulative, Exponential
 from evenorm.engines import cpu
 from evenorm.formulas import Setting
 from evenorm.moments import Moments
+from truth import Call, complaints
 
 pytestmark = pytest.mark.skipif(cpu.available() is not None, reason=f"no C++ engine: {cpu.available()}")
 
@@ -392,3 +394,46 @@ def test_more_elements_than_an_int32_counts(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(m2[0, -1].item(), 4 - 4 / values, rtol=1e-9, atol=0)
     last = (2 - 2 / values) / math.sqrt(4 / values + EPS)
     torch.testing.assert_close(y.view(-1)[-1].item(), last, rtol=1e-2, atol=0)
+
+
+LARGE = (8, 6, 20, 41)  # enough values of a channel for its sums to run in float32
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "values", [values for values in VALUES if values != "outlier"]
+)  # see docs/decisions_cpu.md
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_channels_of_any_scale_are_as_exact_as_torchs(
+    dtype: torch.dtype, values: str, layout: str, activation: str | None
+) -> None:
+    case = Case(values, LARGE, dtype, layout, values, torch.float32)
+    for call in (Call(case, True, activation), Call(case, False, activation, with_residual=True)):
+        assert complaints(call) == []
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_outputs_larger_than_the_cache(dtype: torch.dtype, layout: str, masked: bool) -> None:
+    x, dy, residual = (made((9, 128, 64, 32), seed, dtype, layout) for seed in range(3))
+    mask = made((9, 64, 32), 8) > 0 if masked else None
+    setting = Setting(mask, [4, 5], EPS, RELU, 0.0)
+    weight, bias = parameters(128)
+    extra = residual if masked else None
+    y, *batch = formulas.train_forward(x.double(), weight, bias, None if extra is None else extra.double(), setting)
+    given = (
+        dy.double(),
+        x.double(),
+        *batch,
+        weight,
+        bias,
+        None if extra is None else y,
+        setting,
+        extra is not None,
+    )
+    true = [y, *batch, *(gradient for gradient in formulas.train_backward(*given) if gradient is not None)]
+    for ours, theirs in zip(step(x, dy, extra, setting), true, strict=True):
+        scale = theirs.abs().max() if ours.dim() > 1 else dy.double().abs().sum() / 128
+        assert (ours.double() - theirs).abs().max() <= DTYPES[dtype] * scale

@@ -7,28 +7,43 @@
 //   dx = scale * (g - offset - slope * (x - mean))                 slope = (sum of g * xhat) / count / sqrt(var + eps)
 //
 // x is centred before it is scaled: x - mean is exact to the last bit of x when the offset is large, x * scale is not.
+//
+// E is the type in memory, V the vector that is computed in. For Singles the coefficients are in float: the mean is rounded, and
+// what that leaves, less than a unit in x's last place, is in bias and offset.
 #pragma once
 
 #include "numbers.h"
 
 namespace {
 
+// low, high: where the ReLU is flat, z <= 0 there and nowhere else, as exact bounds on x.
+enum Kind { mean_kind, scale_kind, bias_kind, offset_kind, slope_kind, low_kind, high_kind, kinds };
+
+// (kinds, wide): `pitch` from one kind to the next.
 struct Coefficients {
-  const double* mean;
-  const double* scale;
-  const double* bias;
-  const double* offset;
-  const double* slope;
+  const double* doubles;
+  const float* singles;
+  int64_t pitch;
+
+  template <class Lane>
+  [[gnu::always_inline]] const Lane* of(Kind kind) const {
+    if constexpr (sizeof(Lane) == sizeof(double)) {
+      return doubles + kind * pitch;
+    } else {
+      return singles + kind * pitch;
+    }
+  }
 };
 
 // The coefficients of the elements from i on, in registers.
 template <class V>
 struct Held {
-  V mean, scale, bias, offset, slope;
+  V mean, scale, bias, offset, slope, low, high;
 };
 
 template <class V, bool wide>
-[[gnu::always_inline]] inline V held_value(const double* values, int64_t i) {
+[[gnu::always_inline]] inline V held_value(const Coefficients& k, Kind kind, int64_t i) {
+  const lane_t<V>* values = k.of<lane_t<V>>(kind);
   if constexpr (wide) {
     return load<V>(values + i);
   } else {
@@ -38,47 +53,52 @@ template <class V, bool wide>
 
 template <class V, bool wide>
 [[gnu::always_inline]] inline Held<V> hold(const Coefficients& k, int64_t i) {
-  return {held_value<V, wide>(k.mean, i), held_value<V, wide>(k.scale, i), held_value<V, wide>(k.bias, i),
-          held_value<V, wide>(k.offset, i), held_value<V, wide>(k.slope, i)};
+  return {held_value<V, wide>(k, mean_kind, i),   held_value<V, wide>(k, scale_kind, i),
+          held_value<V, wide>(k, bias_kind, i),   held_value<V, wide>(k, offset_kind, i),
+          held_value<V, wide>(k, slope_kind, i),  held_value<V, wide>(k, low_kind, i),
+          held_value<V, wide>(k, high_kind, i)};
 }
 
-template <class V>
-[[gnu::always_inline]] inline Held<V> first_lane(const Held<Doubles>& all) {
-  if constexpr (sizeof(V) == sizeof(double)) {
-    return {all.mean[0], all.scale[0], all.bias[0], all.offset[0], all.slope[0]};
+template <class V, class All>
+[[gnu::always_inline]] inline Held<V> first_lane(const Held<All>& all) {
+  if constexpr (Parts<V>::count == 1) {
+    return {all.mean[0], all.scale[0], all.bias[0], all.offset[0], all.slope[0], all.low[0], all.high[0]};
   } else {
     return all;
   }
 }
 
-template <class S>
 struct Runs {
-  S* data = nullptr;
+  void* data = nullptr;
   int64_t stride = 0;
-  S* row(int64_t r) const { return data + r * stride; }
+  template <class E>
+  [[gnu::always_inline]] E* row(int64_t r) const {
+    return static_cast<E*>(data) + r * stride;
+  }
 };
 
 struct Extent {
   int64_t rows, width;
-  int64_t ahead = 0;  // where, from each run, the run lies that comes next in memory but not in time; 0: nothing to fetch
+  int64_t ahead = 0;    // where, from each run, the run lies that comes next in memory but not in time; 0: nothing to fetch
+  bool stream = false;  // write past the caches; all runs begin and end on a cache line then
 };
 
 // Short runs far apart are over before the processor sees a pattern to fetch ahead by.
-template <class S>
-[[gnu::always_inline]] inline void fetch_ahead(const S* run, const Extent& extent) {
+template <class E>
+[[gnu::always_inline]] inline void fetch_ahead(const E* run, const Extent& extent) {
   if (extent.ahead == 0) return;
   const char* from = reinterpret_cast<const char*>(run + extent.ahead);
-  for (int64_t at = 0; at < extent.width * int64_t(sizeof(S)); at += 64) __builtin_prefetch(from + at);
+  for (int64_t at = 0; at < extent.width * int64_t(sizeof(E)); at += 64) __builtin_prefetch(from + at);
 }
 
-// body(V, r, i, held) for each element of the block, V Doubles or, at the end of a run, double. Of wide blocks some rows are
+// body(V, r, i, held) for each element of the block, V the vector or, at the end of a run, its lane. Of wide blocks some rows are
 // done together, so that a coefficient is loaded once for all of them; of narrow ones it stays in its register throughout.
 // before(r) comes first in each narrow run.
-template <bool wide, class Before, class Body>
+template <class All, bool wide, class Before, class Body>
 [[gnu::always_inline]] inline void for_each_vector(Extent extent, const Coefficients& k, const Before& before,
-                                                           const Body& body) {
-  constexpr int64_t together = wide ? 4 : 1;
-  const Held<Doubles> all = hold<Doubles, false>(k, 0);
+                                                   const Body& body) {
+  constexpr int64_t together = wide ? 4 : 1, count = Parts<All>::count;
+  const Held<All> all = hold<All, false>(k, 0);
   const auto some_rows = [&](int64_t first, auto rows) __attribute__((always_inline)) {
     if constexpr (!wide) before(first);
     const auto column = [&]<class V>(V, int64_t i) __attribute__((always_inline)) {
@@ -91,28 +111,29 @@ template <bool wide, class Before, class Body>
       for (int64_t r = 0; r < rows(); ++r) body(V{}, first + r, i, held);
     };
     int64_t i = 0;
-    for (; i + 2 * lanes <= extent.width; i += 2 * lanes) {
-      column(Doubles{}, i);
-      column(Doubles{}, i + lanes);
+    for (; i + 2 * count <= extent.width; i += 2 * count) {
+      column(All{}, i);
+      column(All{}, i + count);
     }
-    for (; i + lanes <= extent.width; i += lanes) column(Doubles{}, i);
-    if (i < extent.width && extent.width >= lanes) return column(Doubles{}, extent.width - lanes);  // some of it once more
-    for (; i < extent.width; ++i) column(double{}, i);
+    for (; i + count <= extent.width; i += count) column(All{}, i);
+    const bool again = extent.width >= count && !extent.stream;  // some of it once more
+    if (i < extent.width && again) return column(All{}, extent.width - count);
+    for (; i < extent.width; ++i) column(lane_t<All>{}, i);
   };
   int64_t r = 0;
   for (; r + together <= extent.rows; r += together) some_rows(r, [] { return together; });
   for (; r < extent.rows; ++r) some_rows(r, [] { return int64_t(1); });
 }
 
-enum class Gate { none, input, output };  // the ReLU's gate: none, the sign of z rebuilt from x, the sign of the saved y
+enum class Gate { none, input, output };  // the ReLU's gate: none, the sign of z told by x, the sign of the saved y
 
 template <class V>
 [[gnu::always_inline]] inline V positive_part(V z) {
   return z <= V{} ? V{} : z;  // NaN stays NaN
 }
 
-template <class V, Gate gate, class S>
-[[gnu::always_inline]] inline V gated(const S* dy, const S* x, const S* saved, const Held<V>& k) {
+template <class V, Gate gate, class E>
+[[gnu::always_inline]] inline V gated(const E* dy, const E* x, const E* saved, const Held<V>& k) {
   const V g = load<V>(dy);
   if constexpr (gate == Gate::none) {
     return g;
@@ -120,38 +141,41 @@ template <class V, Gate gate, class S>
     const V y = load<V>(saved);
     return y <= V{} ? V{} : g;
   } else {
-    const V z = (load<V>(x) - k.mean) * k.scale + k.bias;
-    return z <= V{} ? V{} : g;
+    const V value = load<V>(x);
+    return (value >= k.low) & (value <= k.high) ? V{} : g;
   }
 }
 
-template <bool wide, bool residual, bool relu, class S>
-void normalize_block(Extent extent, Runs<const S> xs, Runs<const S> residuals, Runs<S> ys, const Coefficients& k) {
-  const auto fetch = [&](int64_t r) { fetch_ahead(ys.row(r), extent); };
-  const auto body = [&]<class V>(V, int64_t r, int64_t i, const Held<V>& held) __attribute__((always_inline)) {
-    V z = (load<V>(xs.row(r) + i) - held.mean) * held.scale + held.bias;
-    if constexpr (residual) z += load<V>(residuals.row(r) + i);
-    store(relu ? positive_part(z) : z, ys.row(r) + i);
+template <class V, class E, bool wide, bool residual, bool relu>
+void normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, const Coefficients& k) {
+  const auto fetch = [&](int64_t r) {
+    if (!extent.stream) fetch_ahead(ys.row<E>(r), extent);
   };
-  for_each_vector<wide>(extent, k, fetch, body);
+  const auto body = [&]<class U>(U, int64_t r, int64_t i, const Held<U>& held) __attribute__((always_inline)) {
+    U z = (load<U>(xs.row<E>(r) + i) - held.mean) * held.scale + held.bias;
+    if constexpr (residual) z += load<U>(residuals.row<E>(r) + i);
+    put(relu ? positive_part(z) : z, ys.row<E>(r) + i, extent.stream);
+  };
+  for_each_vector<V, wide>(extent, k, fetch, body);
 }
 
-template <bool wide, Gate gate, bool centred, bool residual, class S>
-void gradient_block(Extent extent, Runs<const S> dys, Runs<const S> xs, Runs<const S> saveds, Runs<S> dxs,
-                    Runs<S> dresiduals, const Coefficients& k) {
+template <class V, class E, bool wide, Gate gate, bool centred>
+void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Runs dresiduals, const Coefficients& k) {
+  const bool residual = dresiduals.data != nullptr;
   const auto fetch = [&](int64_t r) {
-    fetch_ahead(dxs.row(r), extent);
-    if constexpr (residual) fetch_ahead(dresiduals.row(r), extent);
+    if (extent.stream) return;
+    fetch_ahead(dxs.row<E>(r), extent);
+    if (residual) fetch_ahead(dresiduals.row<E>(r), extent);
   };
-  const auto body = [&]<class V>(V, int64_t r, int64_t i, const Held<V>& held) __attribute__((always_inline)) {
-    const S* x = xs.row(r) + i;
-    const V g = gated<V, gate>(dys.row(r) + i, x, gate == Gate::output ? saveds.row(r) + i : nullptr, held);
-    if constexpr (residual) store(g, dresiduals.row(r) + i);
-    V inner = g;
-    if constexpr (centred) inner = g - held.offset - held.slope * (load<V>(x) - held.mean);
-    store(held.scale * inner, dxs.row(r) + i);
+  const auto body = [&]<class U>(U, int64_t r, int64_t i, const Held<U>& held) __attribute__((always_inline)) {
+    const E* x = xs.row<E>(r) + i;
+    const U g = gated<U, gate>(dys.row<E>(r) + i, x, gate == Gate::output ? saveds.row<E>(r) + i : nullptr, held);
+    if (residual) put(g, dresiduals.row<E>(r) + i, extent.stream);
+    U inner = g;
+    if constexpr (centred) inner = g - ((load<U>(x) - held.mean) * held.slope + held.offset);
+    put(held.scale * inner, dxs.row<E>(r) + i, extent.stream);
   };
-  for_each_vector<wide>(extent, k, fetch, body);
+  for_each_vector<V, wide>(extent, k, fetch, body);
 }
 
 // The two sums of a block, sum u and sum u*v. Moments: u = v = x - shift (shift is passed as the mean). Backward: u = g,
@@ -161,102 +185,116 @@ struct Pair {
   V u, v;
 };
 
-template <class S>
+template <class E>
 struct MomentTerms {
-  Runs<const S> xs;
+  Runs xs;
   template <class V>
   [[gnu::always_inline]] Pair<V> at(int64_t r, int64_t i, const Held<V>& k) const {
-    const V d = load<V>(xs.row(r) + i) - k.mean;
+    const V d = load<V>(xs.row<E>(r) + i) - k.mean;
     return {d, d};
   }
-  void fetch(int64_t r, const Extent& extent) const { fetch_ahead(xs.row(r), extent); }
+  void fetch(int64_t r, const Extent& extent) const { fetch_ahead(xs.row<E>(r), extent); }
 };
 
-template <Gate gate, class S>
+template <Gate gate, class E>
 struct GradientTerms {
-  Runs<const S> dys, xs, saveds;
+  Runs dys, xs, saveds;
   template <class V>
   [[gnu::always_inline]] Pair<V> at(int64_t r, int64_t i, const Held<V>& k) const {
-    const S* x = xs.row(r) + i;
-    const V g = gated<V, gate>(dys.row(r) + i, x, gate == Gate::output ? saveds.row(r) + i : nullptr, k);
+    const E* x = xs.row<E>(r) + i;
+    const V g = gated<V, gate>(dys.row<E>(r) + i, x, gate == Gate::output ? saveds.row<E>(r) + i : nullptr, k);
     return {g, load<V>(x) - k.mean};
   }
   void fetch(int64_t r, const Extent& extent) const {
-    fetch_ahead(dys.row(r), extent);
-    fetch_ahead(xs.row(r), extent);
-    if constexpr (gate == Gate::output) fetch_ahead(saveds.row(r), extent);
+    fetch_ahead(dys.row<E>(r), extent);
+    fetch_ahead(xs.row<E>(r), extent);
+    if constexpr (gate == Gate::output) fetch_ahead(saveds.row<E>(r), extent);
   }
 };
 
-// Narrow: four accumulators of each sum hide the latency of the adder (4 cycles, 2 ports).
-template <class Terms>
+// Narrow: four accumulators of each sum hide the latency of the adder (4 cycles, 2 ports). Those in float take a few terms each
+// before they are emptied into double, so that their rounding stays below that of the terms.
+template <class V, class Terms>
 void narrow_sums(Extent extent, const Terms& terms, const Coefficients& k, double* u_sum, double* uv_sum) {
-  const auto held = hold<Doubles, false>(k, 0);
-  const auto held_tail = hold<double, false>(k, 0);
-  Doubles u[4] = {}, uv[4] = {};
+  constexpr int64_t count = Parts<V>::count;
+  constexpr int few = sizeof(lane_t<V>) == sizeof(float) ? 8 : 1 << 30;
+  const auto held = hold<V, false>(k, 0);
+  const auto held_tail = hold<lane_t<V>, false>(k, 0);
+  Doubles u_all = {}, uv_all = {};
+  V u[4] = {}, uv[4] = {};
   double u_tail = 0, uv_tail = 0;
+  int terms_held = 0;
+  const auto empty = [&]() __attribute__((always_inline)) {
+    u_all += folded((u[0] + u[1]) + (u[2] + u[3]));
+    uv_all += folded((uv[0] + uv[1]) + (uv[2] + uv[3]));
+    for (int a = 0; a < 4; ++a) u[a] = uv[a] = V{};
+    terms_held = 0;
+  };
+  const auto add = [&](int a, const Pair<V>& pair) __attribute__((always_inline)) {
+    u[a] += pair.u;
+    uv[a] += pair.u * pair.v;
+  };
   for (int64_t r = 0; r < extent.rows; ++r) {
     terms.fetch(r, extent);
     int64_t i = 0;
-    for (; i + 4 * lanes <= extent.width; i += 4 * lanes) {
+    for (; i + 4 * count <= extent.width; i += 4 * count) {
 #pragma GCC unroll 4
-      for (int a = 0; a < 4; ++a) {
-        const auto pair = terms.at(r, i + a * lanes, held);
-        u[a] += pair.u;
-        uv[a] += pair.u * pair.v;
-      }
+      for (int a = 0; a < 4; ++a) add(a, terms.at(r, i + a * count, held));
+      if (++terms_held >= few) empty();
     }
-    for (; i + lanes <= extent.width; i += lanes) {
-      const auto pair = terms.at(r, i, held);
-      u[0] += pair.u;
-      uv[0] += pair.u * pair.v;
+#pragma GCC unroll 3
+    for (int a = 0; a < 3; ++a) {
+      if (i + count > extent.width) break;
+      add(a, terms.at(r, i, held));
+      i += count;
     }
-    if (i < extent.width && extent.width >= lanes) {
-      const auto pair = terms.at(r, extent.width - lanes, held);
-      const Doubles fresh = last_lanes(pair.u, extent.width - i);
-      u[1] += fresh;
-      uv[1] += fresh * pair.v;
-      continue;
+    if (i < extent.width && extent.width >= count) {
+      const auto pair = terms.at(r, extent.width - count, held);
+      add(3, {last_lanes(pair.u, extent.width - i), pair.v});
+      i = extent.width;
     }
     for (; i < extent.width; ++i) {
       const auto pair = terms.at(r, i, held_tail);
       u_tail += pair.u;
-      uv_tail += pair.u * pair.v;
+      uv_tail += double(pair.u) * pair.v;
     }
+    if (++terms_held >= few) empty();
   }
-  *u_sum += total((u[0] + u[1]) + (u[2] + u[3])) + u_tail;
-  *uv_sum += total((uv[0] + uv[1]) + (uv[2] + uv[3])) + uv_tail;
+  empty();
+  *u_sum += total(u_all) + u_tail;
+  *uv_sum += total(uv_all) + uv_tail;
 }
 
 // Wide: a vector of channels stays in registers over some rows, so that the sums are not read and written for every row.
-template <class Terms>
+template <class V, class Terms>
 void wide_sums(Extent extent, const Terms& terms, const Coefficients& k, double* u_sum, double* uv_sum) {
-  constexpr int64_t rows_held = 4;
-  for (int64_t first = 0; first < extent.rows; first += rows_held) {
-    const int64_t last = first + rows_held < extent.rows ? first + rows_held : extent.rows;
-    const auto column = [&]<class V>(V, int64_t i) {
-      const Held<V> held = hold<V, true>(k, i);
-      V u = load<V>(u_sum + i), uv = load<V>(uv_sum + i);
+  constexpr int64_t together = 16, count = Parts<V>::count;
+  for (int64_t first = 0; first < extent.rows; first += together) {
+    const int64_t last = first + together < extent.rows ? first + together : extent.rows;
+    const auto column = [&]<class U>(U, int64_t i) __attribute__((always_inline)) {
+      const Held<U> held = hold<U, true>(k, i);
+      U u = {}, uv = {};
+#pragma GCC unroll 4
       for (int64_t r = first; r < last; ++r) {
         const auto pair = terms.at(r, i, held);
         u += pair.u;
         uv += pair.u * pair.v;
       }
-      store(u, u_sum + i);
-      store(uv, uv_sum + i);
+      accumulate(u, u_sum + i);
+      accumulate(uv, uv_sum + i);
     };
     int64_t i = 0;
-    for (; i + lanes <= extent.width; i += lanes) column(Doubles{}, i);
-    for (; i < extent.width; ++i) column(double{}, i);
+    for (; i + count <= extent.width; i += count) column(V{}, i);
+    for (; i < extent.width; ++i) column(lane_t<V>{}, i);
   }
 }
 
-template <bool wide, class Terms>
+template <class V, bool wide, class Terms>
 inline void pair_sums(Extent extent, const Terms& terms, const Coefficients& k, double* u_sum, double* uv_sum) {
   if constexpr (wide) {
-    wide_sums(extent, terms, k, u_sum, uv_sum);
+    wide_sums<V>(extent, terms, k, u_sum, uv_sum);
   } else {
-    narrow_sums(extent, terms, k, u_sum, uv_sum);
+    narrow_sums<V>(extent, terms, k, u_sum, uv_sum);
   }
 }
 

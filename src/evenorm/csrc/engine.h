@@ -12,6 +12,8 @@ namespace evenorm {
 
 enum class Type : int { float32, float64, bfloat16, float16 };
 
+constexpr int64_t bytes_of(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
+
 // C values, or (G, C) values, of any floating type and any strides; absent when data is null.
 struct Values {
   const void* data = nullptr;

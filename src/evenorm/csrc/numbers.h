@@ -1,13 +1,13 @@
 // Number formats and vectors of the instruction set this file is compiled for.
 //
-// Arithmetic runs in double whatever the storage type: float32 is widened on load and rounded once on store. That costs two
-// conversions a vector in loops that wait for memory, and buys: sums with no blocks to flush, squares of 1e30 that do not
-// overflow, and outputs whose error is half a unit in the last place.
+// A loop runs in one of two vectors of a whole register: Singles for tensors of float32 and the half precisions whose channels are
+// well scaled, Doubles for float64 and for all others. Half precision becomes float32 on load and is rounded on store.
 #pragma once
 
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -24,8 +24,33 @@ constexpr int lanes = 2;
 #endif
 
 typedef double Doubles __attribute__((vector_size(lanes * 8)));
-typedef float Floats __attribute__((vector_size(lanes * 4)));
+typedef float Singles __attribute__((vector_size(lanes * 8)));
+typedef float Floats __attribute__((vector_size(lanes * 4)));  // as many as Doubles
 typedef int64_t Longs __attribute__((vector_size(lanes * 8)));
+typedef int32_t Integers __attribute__((vector_size(lanes * 8)));
+typedef uint32_t Words __attribute__((vector_size(lanes * 8)));
+typedef uint16_t Shorts __attribute__((vector_size(lanes * 4)));  // as many as Singles
+
+// What a vector is made of. The end of a loop is computed on one number at a time, by the same formula.
+template <class V>
+struct Parts {
+  using Lane = V;
+  static constexpr int count = 1;
+};
+template <>
+struct Parts<Doubles> {
+  using Lane = double;
+  using Lanes = Longs;
+  static constexpr int count = lanes;
+};
+template <>
+struct Parts<Singles> {
+  using Lane = float;
+  using Lanes = Integers;
+  static constexpr int count = 2 * lanes;
+};
+template <class V>
+using lane_t = typename Parts<V>::Lane;
 
 struct bfloat16 {
   uint16_t bits;
@@ -78,44 +103,173 @@ struct float16 {
 [[gnu::always_inline]] inline Floats narrowed(Doubles value) { return __builtin_convertvector(value, Floats); }
 #endif
 
-// V is Doubles for the body of a loop and double for its tail: one formula serves both.
+[[gnu::always_inline]] inline Singles load_half(const bfloat16* from) {
+  Shorts bits;
+  std::memcpy(&bits, from, sizeof bits);
+#if defined(__AVX512F__)
+  return (Singles)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)bits), 16);
+#else
+  return (Singles)(__builtin_convertvector(bits, Words) << 16);
+#endif
+}
+
+[[gnu::always_inline]] inline void store_half(Singles value, bfloat16* to) {
+  const Words bits = (Words)value;
+  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Words words = (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
+#if defined(__AVX512F__)
+  const Shorts narrow = (Shorts)_mm512_cvtepi32_epi16((__m512i)words);
+#else
+  const Shorts narrow = __builtin_convertvector(words, Shorts);
+#endif
+  std::memcpy(to, &narrow, sizeof narrow);
+}
+
+#if defined(__AVX512F__)
+[[gnu::always_inline]] inline Singles load_half(const float16* from) {
+  return (Singles)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+[[gnu::always_inline]] inline void store_half(Singles value, float16* to) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__F16C__)
+[[gnu::always_inline]] inline Singles load_half(const float16* from) {
+  return (Singles)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+[[gnu::always_inline]] inline void store_half(Singles value, float16* to) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+[[gnu::always_inline]] inline Singles load_half(const float16* from) {
+  Singles value;
+  for (int i = 0; i < 2 * lanes; ++i) value[i] = widen(from[i]);
+  return value;
+}
+[[gnu::always_inline]] inline void store_half(Singles value, float16* to) {
+  for (int i = 0; i < 2 * lanes; ++i) narrow(float(value[i]), to + i);
+}
+#endif
+
 template <class V, class T>
 [[gnu::always_inline]] inline V load(const T* from) {
-  if constexpr (sizeof(V) == sizeof(double)) {
-    return double(*from);
-  } else if constexpr (sizeof(T) == sizeof(double)) {
-    Doubles value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-  } else {
+  if constexpr (Parts<V>::count == 1) {
+    return V(widen(*from));
+  } else if constexpr (sizeof(T) == 2) {
+    return load_half(from);
+  } else if constexpr (sizeof(T) < sizeof(lane_t<V>)) {
     Floats value;
     std::memcpy(&value, from, sizeof value);
     return widened(value);
+  } else {
+    V value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
   }
 }
 
 template <class V, class T>
 [[gnu::always_inline]] inline void store(V value, T* to) {
-  if constexpr (sizeof(V) == sizeof(double)) {
+  if constexpr (sizeof(T) == 2 && Parts<V>::count > 1) {
+    store_half(value, to);
+  } else if constexpr (sizeof(T) == 2) {
+    narrow(float(value), to);
+  } else if constexpr (Parts<V>::count == 1) {
     *to = T(value);
-  } else if constexpr (sizeof(T) == sizeof(double)) {
-    std::memcpy(to, &value, sizeof value);
-  } else {
+  } else if constexpr (sizeof(T) < sizeof(lane_t<V>)) {
     const Floats small = narrowed(value);
     std::memcpy(to, &small, sizeof small);
+  } else {
+    std::memcpy(to, &value, sizeof value);
   }
 }
 
+// Past the caches, from registers to memory, since writing a line of a cache reads it first; `to` is aligned to what is written.
+#if defined(__AVX512F__)
+constexpr bool streams = true;
+template <class V, class T>
+[[gnu::always_inline]] inline void stream_out(V value, T* to) {
+  if constexpr (sizeof(T) == sizeof(lane_t<V>)) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)value);
+  } else {
+    __m256i small;
+    store(value, reinterpret_cast<T*>(&small));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), small);
+  }
+}
+inline void finish_streams() { _mm_sfence(); }
+#else
+constexpr bool streams = false;
+inline void finish_streams() {}
+#endif
+
+template <class V, class T>
+[[gnu::always_inline]] inline void put(V value, T* to, bool stream) {
+#if defined(__AVX512F__)
+  if constexpr (Parts<V>::count > 1)
+    if (stream) return stream_out(value, to);
+#endif
+  (void)stream;
+  store(value, to);
+}
+
 template <class V>
-[[gnu::always_inline]] inline V splat(double value) {
+[[gnu::always_inline]] inline V splat(lane_t<V> value) {
   return value - V{};  // minus zero, unlike plus, changes no value, so that compilers leave it out
 }
 
+template <class S>
+using vector_t = std::conditional_t<sizeof(S) == sizeof(double), Doubles, Singles>;
+
+template <class S, class T>
+[[gnu::always_inline]] inline void copy_out(const S* from, T* to, int64_t count, bool stream) {
+  using V = vector_t<S>;
+  int64_t i = 0;
+  for (; i + Parts<V>::count <= count; i += Parts<V>::count) put(load<V>(from + i), to + i, stream);
+  for (; i < count; ++i) narrow(from[i], to + i);
+}
+
 // The last `count` lanes; 0 in the others.
-[[gnu::always_inline]] inline Doubles last_lanes(Doubles value, int64_t count) {
-  Longs lane;
-  for (int i = 0; i < lanes; ++i) lane[i] = i;
-  return lane < Longs{} + (lanes - count) ? Doubles{} : value;
+template <class V>
+[[gnu::always_inline]] inline V last_lanes(V value, int64_t count) {
+  using Lanes = typename Parts<V>::Lanes;
+  Lanes lane;
+  for (int i = 0; i < Parts<V>::count; ++i) lane[i] = i;
+  return lane < Lanes{} + (Parts<V>::count - int(count)) ? V{} : value;
+}
+
+struct TwoDoubles {
+  Doubles low, high;
+};
+[[gnu::always_inline]] inline TwoDoubles widened(Singles value) {
+#if defined(__AVX512F__)
+  return {(Doubles)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)value)),
+          (Doubles)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)value, 1))};
+#else
+  Floats parts[2];
+  std::memcpy(parts, &value, sizeof value);
+  return {widened(parts[0]), widened(parts[1])};
+#endif
+}
+
+// The sum of its two halves.
+[[gnu::always_inline]] inline Doubles folded(Singles value) {
+  const TwoDoubles parts = widened(value);
+  return parts.low + parts.high;
+}
+[[gnu::always_inline]] inline Doubles folded(Doubles value) { return value; }
+
+// Add each lane to the double at its place.
+template <class V>
+[[gnu::always_inline]] inline void accumulate(V value, double* to) {
+  if constexpr (Parts<V>::count == 1) {
+    *to += value;
+  } else if constexpr (sizeof(lane_t<V>) == sizeof(double)) {
+    store(load<Doubles>(to) + value, to);
+  } else {
+    const TwoDoubles parts = widened(value);
+    store(load<Doubles>(to) + parts.low, to);
+    store(load<Doubles>(to + lanes) + parts.high, to + lanes);
+  }
 }
 
 [[gnu::always_inline]] inline double total(Doubles value) {
@@ -129,24 +283,12 @@ template <class T, class S>
   for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
 }
 
-template <class S, class T>
-[[gnu::always_inline]] inline void narrow_run(const S* from, T* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) narrow(from[i], to + i);
-}
-
 #if defined(__F16C__)
 [[gnu::always_inline]] inline void widen_run(const float16* from, float* to, int64_t count) {
   int64_t i = 0;
   for (; i + 8 <= count; i += 8)
     _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
   for (; i < count; ++i) to[i] = widen(from[i]);
-}
-
-[[gnu::always_inline]] inline void narrow_run(const float* from, float16* to, int64_t count) {
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
-  for (; i < count; ++i) narrow(from[i], to + i);
 }
 #endif
 

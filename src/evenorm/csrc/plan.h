@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 
+#include "blocks.h"
 #include "engine.h"
 
 namespace {
@@ -17,9 +18,13 @@ constexpr int64_t chunk_elements = 16384;   // two or three operands of a chunk 
 constexpr int64_t block_elements = 2048;    // what is staged at a time: the three or four buffers in use fit the level 1 cache
 constexpr int64_t widest_panel = 256;       // channels whose sums, coefficients and some rows fit the level 1 cache
 constexpr int64_t fewest_rows = 64;         // of a chunk, or writing its sums costs more than a few per cent of reading it
+constexpr int64_t fewest_in_float = 256;    // values of a channel; of fewer each one's rounding shows
+constexpr int64_t streamed_bytes = 4 << 20; // of an output; it would push out of the cache what is read in this pass
 constexpr int64_t serial_elements = 32768;  // below this a second thread costs more than it brings
 constexpr int64_t fetched_plane = 512;      // planes up to this are over before the processor fetches ahead by itself
 constexpr int64_t short_plane = 64;         // planes shorter than this are gathered before they are computed on
+constexpr int64_t short_in_cache = 32;      // or shorter than this where the tensor lies in the cache:
+constexpr int64_t cached_elements = 1 << 18;
 
 struct Unit {
   int64_t offset, rows, width, stride;  // `rows` runs of `width` elements, `stride` apart
@@ -43,9 +48,14 @@ struct Plan {
   bool fused = false;       // a panel goes through all phases while it lies in the cache
   bool serial = false;
   bool failed = false;
+  bool stream = false;        // the output is larger than the cache: write past it
+  bool doubles_only = false;  // no channel is computed in float
   int64_t* chunk_start = nullptr;  // groups + 1
   double* partial = nullptr;       // (chunks, 2, wide)
-  double* table = nullptr;         // (coefficients, groups, wide)
+  double* table = nullptr;         // (groups, kinds, wide)
+  double* inverse = nullptr;       // (groups, wide): 1 / standard deviation
+  float* singles = nullptr;        // (groups, kinds, wide)
+  uint8_t* scaled = nullptr;       // (groups, panels): all channels are scaled well enough for float
   void* memory = nullptr;
 
   explicit Plan(const Task& given);
@@ -56,7 +66,8 @@ struct Plan {
   int64_t samples_of(int64_t g) const { return task.starts[g + 1] - task.starts[g]; }
   int64_t chunks() const { return chunk_start[task.groups]; }
   int64_t width_of(int64_t panel) const { return smaller(panel_width, task.channels - panel * panel_width); }
-  double* coefficients(int kind, int64_t g) const { return table + (kind * task.groups + g) * wide; }
+  double* doubles_of(int64_t g) const { return table + g * kinds * wide; }
+  float* singles_of(int64_t g) const { return singles + g * kinds * wide; }
   double* sums(int64_t chunk, int which) const { return partial + (chunk * 2 + which) * wide; }
 
   int64_t group_of(int64_t chunk) const {
@@ -73,8 +84,6 @@ struct Plan {
   int64_t chunks_in(int64_t g) const;
   void choose_rows();
 };
-
-constexpr int coefficient_kinds = 6;  // mean, scale, bias, offset, slope, 1 / standard deviation
 
 inline int64_t common_divisor(int64_t a, int64_t b) { return b == 0 ? a : common_divisor(b, a % b); }
 
@@ -94,15 +103,26 @@ inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
   }
   wide = task.channels * repeat;
 
+  const int64_t run = rows ? task.channels * repeat : length, bytes = evenorm::bytes_of(task.type);
+  const uintptr_t outputs = reinterpret_cast<uintptr_t>(task.out) | reinterpret_cast<uintptr_t>(task.dresidual);
+  const bool whole_lines = outputs % 64 == 0 && run * bytes % 64 == 0 && (repeat == 1 || task.groups == 1);
+  stream = streams && whole_lines && task.out != nullptr && elements * bytes >= streamed_bytes;
+  doubles_only = task.type == evenorm::Type::float64 || elements <= serial_elements ||
+                 elements < fewest_in_float * task.channels * task.groups;
+
   int64_t total = 0;
   for (int64_t g = 0; g < task.groups; ++g) total += chunks_in(g);
-  const int64_t doubles = (total * 2 + coefficient_kinds * task.groups) * wide + task.groups + 1 + 8;
-  memory = std::malloc(size_t(doubles) * sizeof(double));
+  const int64_t per_group = (kinds + 1) * wide, floats = doubles_only ? 0 : task.groups * kinds * wide;
+  const int64_t doubles = total * 2 * wide + task.groups * (per_group + 1) + 1;
+  memory = std::malloc(size_t(doubles) * sizeof(double) + size_t(floats) * sizeof(float) + size_t(task.groups * panels));
   failed = memory == nullptr;
   if (failed) return;
   chunk_start = static_cast<int64_t*>(memory);
   table = static_cast<double*>(memory) + task.groups + 1;
-  partial = table + coefficient_kinds * task.groups * wide;
+  inverse = table + task.groups * kinds * wide;
+  partial = inverse + task.groups * wide;
+  singles = reinterpret_cast<float*>(partial + total * 2 * wide);
+  scaled = reinterpret_cast<uint8_t*>(singles + floats);
   chunk_start[0] = 0;
   for (int64_t g = 0; g < task.groups; ++g) chunk_start[g + 1] = chunk_start[g] + chunks_in(g);
 }

@@ -1,7 +1,8 @@
 // Blocks of operands as the arithmetic wants them: in float or double, valid everywhere, in runs that are not too short.
 //
-// Where memory already looks like that, a block is computed on in place. Half precision, masks and short planes are gathered
-// into buffers in the level 1 cache and scattered back; so there is one set of loops, not one for each of them.
+// Where memory already looks like that, a block is computed on in place. Masks, short planes, and half precision where its
+// channel is badly scaled or its activation curved are gathered into buffers in the level 1 cache and scattered back; so there is
+// one set of loops, not one for each of them.
 #pragma once
 
 #include "blocks.h"
@@ -37,12 +38,16 @@ struct Stage {
   using S = compute_t<T>;
   const Plan& plan;
   bool direct;        // operands are computed on where they lie
+  bool stream;        // outputs are written once, past the caches, and not read again
   int64_t limit;      // elements of a block; 0: a whole unit at once
   alignas(64) S buffer[6][block_elements + 16];  // apart by no power of two: equal low bits of addresses make loads wait
 
-  Stage(const Plan& given, bool curved) : plan(given) {
-    const bool long_runs = plan.rows || plan.task.channels == 1 || plan.length >= short_plane;
-    direct = sizeof(T) == sizeof(S) && plan.task.mask == nullptr && long_runs;
+  Stage(const Plan& given, bool curved, bool in_doubles) : plan(given) {
+    const bool cached = plan.task.samples * plan.task.channels * plan.length <= cached_elements;
+    const bool long_runs = plan.rows || plan.task.channels == 1 || plan.length >= (cached ? short_in_cache : short_plane);
+    const bool plain = sizeof(T) == sizeof(S) || (!curved && !in_doubles);
+    direct = plain && plan.task.mask == nullptr && long_runs;
+    stream = plan.stream && !(direct && curved);
     limit = direct && !curved ? 0 : block_elements;
   }
 
@@ -66,9 +71,9 @@ struct Stage {
   Tiles tiles(const Unit& block) const {
     if (!plan.rows && !direct) return {{{{1, block.rows * block.width}, 0, 1}, {}}, 1};
     const int64_t repeat = plan.repeat;
-    if (repeat == 1) return {{{{block.rows, block.width, direct ? plan.ahead : 0}, 0, 1}, {}}, 1};
+    if (repeat == 1) return {{{{block.rows, block.width, direct ? plan.ahead : 0, direct && stream}, 0, 1}, {}}, 1};
     const int64_t whole = block.rows / repeat, done = whole * repeat * block.width;
-    const Tile head{{whole, block.width * repeat}, 0, repeat};
+    const Tile head{{whole, block.width * repeat, 0, direct && stream}, 0, repeat};
     const Tile tail{{1, (block.rows - whole * repeat) * block.width}, done, 1};
     return {{head, tail}, 2};
   }
@@ -77,15 +82,12 @@ struct Stage {
     return plan.task.mask + block.position + (plan.rows ? r : r * plan.length);
   }
 
-  // Contiguous, and nothing to look up run by run.
-  bool whole(const Unit& block) const { return block.stride == block.width && plan.task.mask == nullptr && plan.rows; }
-
   // What an earlier pass has left in an output, with no conversion: for g, which lies where dx will.
-  void keep(Runs<const S> values, void* base, const Unit& block) const {
+  void keep(Runs values, void* base, const Unit& block) const {
     T* to = static_cast<T*>(base) + block.offset;
-    for (int64_t r = 0; r < block.rows; ++r) narrow_run(values.row(r), to + r * block.stride, block.width);
+    for (int64_t r = 0; r < block.rows; ++r) copy_out(values.row<S>(r), to + r * block.stride, block.width, false);
   }
-  Runs<const S> kept(const void* base, const Unit& block, int slot) {
+  Runs kept(const void* base, const Unit& block, int slot) {
     const T* from = static_cast<const T*>(base) + block.offset;
     for (int64_t r = 0; r < block.rows; ++r)
       widen_run(from + r * block.stride, buffer[slot] + r * block.width, block.width);
@@ -93,53 +95,77 @@ struct Stage {
   }
 
   // `fill` is what stands at invalid positions: a coefficient for each channel, or null for 0.
-  Runs<const S> input(const void* base, const Unit& block, int slot, const double* fill = nullptr) {
+  Runs input(const void* base, const Unit& block, int slot, const double* fill = nullptr) {
     const T* from = static_cast<const T*>(base) + block.offset;
-    if constexpr (sizeof(T) == sizeof(S))
-      if (direct) return {from, block.stride};
+    if (direct) return {const_cast<T*>(from), block.stride};
     S* to = buffer[slot];
-    if (whole(block)) {
+    const bool masked = plan.task.mask != nullptr;
+    if (plan.rows && block.stride == block.width) {
       widen_run(from, to, block.rows * block.width);
-      return {to, block.width};
+    } else {
+      for (int64_t r = 0; r < block.rows; ++r) {
+        fetch_ahead(from + r * block.stride, {1, block.width, plan.ahead});
+        if (masked && !plan.rows) {
+          widen_valid(from + r * block.stride, to + r * block.width, mask_of(block, r), block.width, fill);
+        } else {
+          widen_run(from + r * block.stride, to + r * block.width, block.width);
+        }
+      }
     }
-    for (int64_t r = 0; r < block.rows; ++r) {
-      S* run = to + r * block.width;
-      fetch_ahead(from + r * block.stride, {1, block.width, plan.ahead});
-      widen_run(from + r * block.stride, run, block.width);
-      if (plan.task.mask == nullptr) continue;
-      const uint8_t* valid = mask_of(block, r);
-      for (int64_t i = 0; i < block.width; ++i)
-        if (!valid[plan.rows ? 0 : i]) run[i] = fill == nullptr ? S(0) : S(fill[plan.rows ? i : 0]);
-    }
+    if (masked && plan.rows) blank_rows(to, block, fill);
     return {to, block.width};
   }
 
-  Runs<S> output(void* base, const Unit& block, int slot) {
-    if constexpr (sizeof(T) == sizeof(S))
-      if (direct) return {static_cast<T*>(base) + block.offset, block.stride};
+  static void widen_valid(const T* __restrict from, S* __restrict to, const uint8_t* valid, int64_t width, const double* fill) {
+    const S blank = fill == nullptr ? S(0) : S(*fill);
+    for (int64_t i = 0; i < width; ++i) to[i] = valid[i] ? S(widen(from[i])) : blank;
+  }
+
+  // By selecting, not by branching: no processor foresees a mask, and a row of few channels takes less time than a wrong guess.
+  void blank_rows(S* data, const Unit& block, const double* fill) const {
+    using V = vector_t<S>;
+    const uint8_t* valid = mask_of(block, 0);
+    for (int64_t r = 0; r < block.rows; ++r) {
+      S* row = data + r * block.width;
+      const auto keep = typename Parts<V>::Lanes{} - valid[r];
+      int64_t i = 0;
+      for (; i + Parts<V>::count <= block.width; i += Parts<V>::count) {
+        S blank[Parts<V>::count] = {};
+        if (fill != nullptr)
+          for (int lane = 0; lane < Parts<V>::count; ++lane) blank[lane] = S(fill[i + lane]);
+        store(keep ? load<V>(row + i) : load<V>(blank), row + i);
+      }
+      for (; i < block.width; ++i) row[i] = valid[r] ? row[i] : (fill == nullptr ? S(0) : S(fill[i]));
+    }
+  }
+
+  Runs output(void* base, const Unit& block, int slot) {
+    if (direct) return {static_cast<T*>(base) + block.offset, block.stride};
     return {buffer[slot], block.width};
   }
 
   void finish_output(void* base, const Unit& block, int slot) {
     if (direct) return;
     T* to = static_cast<T*>(base) + block.offset;
-    if (whole(block)) return narrow_run(buffer[slot], to, block.rows * block.width);
+    const bool masked = plan.task.mask != nullptr;
+    if (masked && plan.rows) blank_rows(buffer[slot], block, nullptr);
+    if (plan.rows && block.stride == block.width) return copy_out(buffer[slot], to, block.rows * block.width, stream);
     for (int64_t r = 0; r < block.rows; ++r) {
       S* run = buffer[slot] + r * block.width;
-      fetch_ahead(to + r * block.stride, {1, block.width, plan.ahead});
-      if (plan.task.mask != nullptr) {
-        const uint8_t* valid = mask_of(block, r);
-        for (int64_t i = 0; i < block.width; ++i)
-          if (!valid[plan.rows ? 0 : i]) run[i] = 0;
-      }
-      narrow_run(run, to + r * block.stride, block.width);
+      if (!stream) fetch_ahead(to + r * block.stride, {1, block.width, plan.ahead});
+      if (masked && !plan.rows) keep_valid(run, mask_of(block, r), block.width);
+      copy_out(run, to + r * block.stride, block.width, stream);
     }
+  }
+
+  static void keep_valid(S* __restrict run, const uint8_t* __restrict valid, int64_t width) {
+    for (int64_t i = 0; i < width; ++i) run[i] = valid[i] ? run[i] : S(0);
   }
 };
 
-template <class S>
-inline Runs<S> seen(Runs<S> runs, const Tile& tile) {
-  return {runs.data + tile.skip, runs.stride * tile.factor};
+template <class E>
+inline Runs seen(Runs runs, const Tile& tile) {
+  return {runs.data == nullptr ? nullptr : runs.row<E>(0) + tile.skip, runs.stride * tile.factor};
 }
 
 }  // namespace
