@@ -331,3 +331,9 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(name: str, tmp_path:
         except (ValueError, OSError):
             refused += 1
     assert refused > 50
+
+
+def test_of_wide_rows_fewer_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evenorm.lab.own.raw.MOST_NUMBERS", 600)
+    np.savez(tmp_path / "data.npz", x=np.zeros((100, 10)), y=np.arange(100) % 2)
+    assert len(prepare(read(tmp_path / "data.npz")).target) == 60

@@ -121,7 +121,7 @@ def _from_arrays(name: str, x: Array, y: Array, *, pictures: bool) -> Raw:
         raise ValueError(f"{name}: x must be (samples, ...) and y (samples,), got {x.shape} and {y.shape}")
     if x.dtype.kind not in "biuf" or y.dtype.kind not in "biufU":
         raise ValueError(f"{name}: x must hold numbers and y numbers or text, got {x.dtype} and {y.dtype}")
-    rows, chosen = len(x), drawn(len(x))
+    rows, chosen = len(x), drawn(len(x), int(np.prod(x.shape[1:])))
     if chosen is not None:
         x, y = x[chosen], y[chosen]
     flat = single(x.reshape(len(x), -1))
@@ -132,5 +132,5 @@ def _from_arrays(name: str, x: Array, y: Array, *, pictures: bool) -> Raw:
         y if y.dtype.kind == "U" else y.astype(np.float64),
         tuple(f"x[{index}]" for index in range(flat.shape[1])),
         pictures=pictures,
-        notes=() if chosen is None else (drawn_note(rows),),
+        notes=() if chosen is None else (drawn_note(rows, len(x)),),
     )

@@ -31,7 +31,7 @@ def read_pictures(path: Path, target: str | None, drop: Sequence[str] = ()) -> R
         raise ValueError(
             f"{path} holds no pictures in folders; each class needs a folder: {path / 'cat' / '1.png'}"
         )
-    chosen, found = drawn(len(files)), len(files)
+    chosen, found = drawn(len(files), SIDE * SIDE * 3), len(files)
     if chosen is not None:
         files = [files[index] for index in chosen]
     pixels = [_shrunk(file) for file in files]
@@ -50,7 +50,7 @@ def read_pictures(path: Path, target: str | None, drop: Sequence[str] = ()) -> R
         np.asarray([file.relative_to(path).parts[0] for file in files], dtype=np.str_),
         tuple(f"pixel {index}" for index in range(rows.shape[1])),
         pictures=True,
-        notes=(note,) if chosen is None else (note, drawn_note(found)),
+        notes=(note,) if chosen is None else (note, drawn_note(found, len(files))),
     )
 
 

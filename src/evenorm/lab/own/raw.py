@@ -11,6 +11,7 @@ from evenorm.lab.language import Text
 
 MOST_BYTES = 4 * 2**30  # of a file, and of what a compressed one becomes
 MOST_ROWS = 20_000  # of which training and test set are made; more would not change an answer of this size
+MOST_NUMBERS = 30_000_000  # rows times columns: 120 MB, of which each worker holds a few copies
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -36,16 +37,15 @@ def single(values: Array) -> Array:
     return numbers
 
 
-def drawn(rows: int) -> Array | None:
+def drawn(rows: int, columns: int) -> Array | None:
     """Return which rows are read of more than can be used, always the same ones; None: all."""
-    if rows <= MOST_ROWS:
-        return None
-    return np.sort(np.random.default_rng(0).choice(rows, MOST_ROWS, replace=False))
+    most = min(MOST_ROWS, MOST_NUMBERS // max(1, columns))
+    return None if rows <= most else np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
 
 
-def drawn_note(rows: int) -> Text:
+def drawn_note(rows: int, kept: int) -> Text:
     """Return what a reader must know where rows were drawn."""
     return Text(
-        f"Of the {rows:,} samples {MOST_ROWS:,} were drawn at random.",
-        f"표본 {rows:,}개 가운데 {MOST_ROWS:,}개를 무작위로 뽑았다.",
+        f"Of the {rows:,} samples {kept:,} were drawn at random.",
+        f"표본 {rows:,}개 가운데 {kept:,}개를 무작위로 뽑았다.",
     )

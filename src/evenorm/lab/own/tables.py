@@ -28,7 +28,7 @@ def read_table(path: Path, target: str | None, drop: Sequence[str] = ()) -> Raw:
     for name in (target, *drop):
         if name not in table.columns:
             raise ValueError(f"{path.name} has no column {name!r}; its columns are {known}")
-    rows, chosen = len(table), drawn(len(table))
+    rows, chosen = len(table), drawn(len(table), len(table.columns))
     if chosen is not None:
         table = table[chosen]
     inputs = [column for column in table if column.name != target and column.name not in drop]
@@ -43,7 +43,7 @@ def read_table(path: Path, target: str | None, drop: Sequence[str] = ()) -> Raw:
         np.stack([_texts(c) for c in categories], 1) if categories else np.empty((len(table), 0), np.str_),
         _target(table[target]),
         tuple(column.name for column in (*numbers, *categories)),
-        notes=() if chosen is None else (drawn_note(rows),),
+        notes=() if chosen is None else (drawn_note(rows, len(table)),),
     )
 
 
