@@ -120,7 +120,7 @@ SHAPES = {
     "large planes": ((2, 8, 64, 64), False),
     "large planes, last": ((4, 64, 56, 56), True),
     "short planes": ((32, 16, 7, 7), False),
-    "rows": ((128, 64), False),
+    "rows": ((256, 64), False),
 }
 OPTIONS = {"plain": (False, False, RELU), "residual and mask": (True, True, SILU)}
 KINDS = {

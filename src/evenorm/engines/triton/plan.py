@@ -151,9 +151,11 @@ def make_merge(channels: int, parts: int) -> Merge:
 def _whole(samples: int, channels: int, positions: int, rows: bool, itemsize: int) -> tuple[int, int, int] | None:
     """Return the tile that holds all samples of some channels, where there is one."""
     if rows:
+        # In half precision a thread has 8 channels, and each channel's coefficients take registers too.
+        largest = LARGEST_TILE * itemsize // 4
         # A sector of memory at least, or neighbouring programs would fetch each other's.
         for block_c in (32, 32 // itemsize):
-            if min(power_above(channels), block_c) * power_above(samples) <= LARGEST_TILE:
+            if min(power_above(channels), block_c) * power_above(samples) <= largest:
                 return min(power_above(channels), block_c), power_above(samples), 1
         return None
     block_n, block_l = power_above(samples), power_above(positions)

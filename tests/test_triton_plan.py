@@ -1,0 +1,107 @@
+"""The GPU engine without Triton: how work is cut, and what happens where the engine cannot be used."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evenorm.engines import triton
+from evenorm.engines.triton.plan import LARGEST_TILE, MOST_WARPS, PER_WARP, TILE, make_plan, regular
+from evenorm.moments import virtual_batches
+
+sizes = st.integers(1, 5000)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    samples=st.integers(1, 700),
+    channels=sizes,
+    positions=st.one_of(st.just(1), sizes, st.just(224 * 224)),
+    rows=st.booleans(),
+    size=st.integers(1, 9),
+    itemsize=st.sampled_from([2, 4]),
+    twice=st.booleans(),
+)
+def test_every_value_is_in_one_tile(samples, channels, positions, rows, size, itemsize, twice):
+    groups = len(virtual_batches(samples, samples // size + 1) or [samples])
+    rows = rows or positions == 1
+    plan = make_plan(samples, channels, positions, rows, groups, itemsize, twice)
+    starts = [g * plan.base + min(g, plan.extra) * plan.unit for g in range(groups + 1)]
+    assert (starts[0], starts[-1] * plan.positions) == (0, samples * positions)
+    sizes_of_groups = [(b - a) * plan.positions // positions for a, b in itertools.pairwise(starts)]
+    assert groups == 1 or regular(sizes_of_groups, samples)
+    down = math.ceil(max(b - a for a, b in itertools.pairwise(starts)) / plan.block_n)
+    assert plan.tiles == down * math.ceil(plan.positions / plan.block_l)
+    assert plan.chunks * plan.per_chunk >= plan.tiles > (plan.chunks - 1) * plan.per_chunk
+    assert plan.blocks * plan.block_c >= channels
+    inner = plan.channels if plan.rows else plan.positions
+    assert inner % plan.align == 0
+    told = plan.sizes
+    assert (told[0] if plan.rows else told[1]) * plan.align == inner
+    elements = plan.block_c * plan.block_n * plan.block_l
+    assert elements <= (LARGEST_TILE if plan.whole else TILE)
+    assert 1 <= plan.warps <= MOST_WARPS
+    assert elements <= plan.warps * PER_WARP
+
+
+@pytest.mark.parametrize("shape", [(256, 3, 224 * 224), (256, 2048, 49), (256, 64, 112 * 112), (65536, 256, 1)])
+def test_large_inputs_fill_a_large_device(shape):
+    for rows in (False, True):
+        plan = make_plan(*shape, rows or shape[2] == 1, 1, 2, True)
+        assert plan.programs >= 7 * 132
+
+
+def test_groups_as_virtual_batches_are_cut():
+    assert regular([3, 3, 2], 8)
+    assert regular([4, 4], 8)
+    assert not regular([2, 3, 3], 8)
+    assert not regular([8, 0], 8)
+    assert not regular([3, 3], 8)
+
+
+def test_one_warning_where_a_gpu_cannot_be_used(monkeypatch):
+    monkeypatch.setattr(triton, "_state", ["Triton is not installed: No module named 'triton'"])
+    monkeypatch.setattr(triton, "_usable", {})
+    with pytest.warns(UserWarning, match="GPU engine is not used, torch's operations are: Triton is not installed"):
+        assert not triton._takes(0, torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not triton._takes(0, torch.float32)
+
+
+def test_switched_off_is_no_warning(monkeypatch):
+    monkeypatch.setenv("EVENORM_ENGINE", "off")
+    monkeypatch.setattr(triton, "_state", [])
+    monkeypatch.setattr(triton, "_usable", {})
+    assert not triton._takes(0, torch.float32)
+    assert triton.available() == "switched off by EVENORM_ENGINE=off"
+
+
+def test_a_device_too_old_for_a_dtype_says_so(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(triton, "_state", [None])
+    monkeypatch.setattr(triton, "_usable", {})
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    assert triton._takes(0, torch.float16)
+    with pytest.warns(UserWarning, match=r"bfloat16 needs compute capability 8\.0, device 0 has 7\.5"):
+        assert not triton._takes(0, torch.bfloat16)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_why_the_engine_is_not_there(monkeypatch):
+    monkeypatch.delenv("EVENORM_ENGINE", raising=False)
+    assert triton._load() == "torch finds no GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "evenorm.engines.triton.operators", raising=False)
+    for name in ("backward", "curves", "forward", "launch", "operators", "tiles", "track"):
+        monkeypatch.delitem(sys.modules, f"evenorm.engines.triton.{name}", raising=False)
+    assert triton._load().startswith("Triton is not installed")
