@@ -470,6 +470,8 @@ def test_tensors_on_two_devices_are_refused() -> None:
     x = made((4, 3), 0)
     with pytest.raises(ValueError, match="must be on x's device"):
         triton.train_forward(x, torch.ones(3, device="meta"), None, None, Setting(None, None, EPS, IDENTITY, 0.0))
+    with pytest.raises(ValueError, match="must be on x's device"):
+        triton.track_(torch.zeros(3, device=DEVICE), torch.ones(3, device="meta"), None, triton.moments(x), 0.1)
 
 
 @needs_gpu

@@ -68,9 +68,7 @@ def arrange(x: Tensor, mask: Maybe, splits: Sequence[int] | None, *others: Maybe
 
     `twice`: the operation reads x twice, so that it should stay on the chip between the two.
     """
-    for other in (mask, *others):
-        if other is not None and other.device != x.device:
-            raise ValueError(f"all tensors must be on x's device, {x.device}; one is on {other.device}")
+    require_device(x, mask, *others)
     samples, channels, positions = x.shape[0], x.shape[1], math.prod(x.shape[2:])
     channels_last = not x.is_contiguous() and _is_channels_last(x)
     if not channels_last:
@@ -79,6 +77,13 @@ def arrange(x: Tensor, mask: Maybe, splits: Sequence[int] | None, *others: Maybe
     groups = 1 if splits is None else len(splits)
     plan = make_plan(samples, channels, positions, rows, groups, x.itemsize, twice)
     return Input(x, plan, None if mask is None else mask.contiguous().view(torch.uint8), channels_last)
+
+
+def require_device(x: Tensor, *others: Maybe) -> None:
+    """Raise unless all tensors are on x's device."""
+    for other in others:
+        if other is not None and other.device != x.device:
+            raise ValueError(f"all tensors must be on x's device, {x.device}; one is on {other.device}")
 
 
 def on_device(x: Tensor) -> Context:
@@ -236,6 +241,7 @@ def update_(
     skip_nonfinite: bool,
 ) -> None:
     """Let count (G,), mean and m2 (G, C) enter the running statistics, in place."""
+    require_device(running_mean, running_var, batches, skipped, *batch)
     rest = math.log1p(-momentum) if average == DEBIASED and momentum < 1 else -math.inf
     track.track_kernel[(1,)](
         running_mean,
