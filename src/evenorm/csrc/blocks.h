@@ -142,7 +142,7 @@ template <class V, Gate gate, class E>
     return y <= V{} ? V{} : g;
   } else {
     const V value = load<V>(x);
-    return (value >= k.low) & (value <= k.high) ? V{} : g;
+    return ((value >= k.low) & (value <= k.high)) ? V{} : g;
   }
 }
 
