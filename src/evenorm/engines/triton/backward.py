@@ -219,6 +219,8 @@ def train_backward_kernel(
     saved,
     sums_g,
     sums_g_xhat,
+    dweight,
+    dbias,
     dx,
     dresidual,
     channels: tl.int64,
@@ -236,7 +238,10 @@ def train_backward_kernel(
     block_n: tl.constexpr,
     block_l: tl.constexpr,
 ):
-    """Sum, and write dx, where a group's channel is one tile, which stays in registers between the two."""
+    """Sum, and write dx, where a group's channel is one tile, which stays in registers between the two.
+
+    The sums go to sums_g and sums_g_xhat, (G, C), or where there is one group to dweight and dbias, (C,), at once.
+    """
     channels, positions = extents(channels, positions, align, rows)
     program = tl.program_id(0)
     _, group, first_c, start, stop = assign(program, channels, 1, base, extra, unit, block_c)
@@ -252,9 +257,12 @@ def train_backward_kernel(
     g, away = gradient_by_z(values, given, corner, offsets, real, centre, scale, lift, saved, code, parameter)
     whole = tl.sum(g, axis=1).to(tl.float64)
     by_xhat = (tl.sum(g * away, axis=1).to(tl.float64) - rest * whole) * inverse
-    at = group * channels + c
-    tl.store(sums_g + at, whole, mask=c < channels)
-    tl.store(sums_g_xhat + at, by_xhat, mask=c < channels)
+    if sums_g is not None:
+        tl.store(sums_g + group * channels + c, whole, mask=c < channels)
+        tl.store(sums_g_xhat + group * channels + c, by_xhat, mask=c < channels)
+    else:
+        tl.store(dweight + c, by_xhat.to(tl.float32), mask=c < channels)
+        tl.store(dbias + c, whole.to(tl.float32), mask=c < channels)
     n = tl.maximum(tl.load(count + group), 1.0)
     by_g, by_away = training_terms(whole / n, by_xhat / n, rest, inverse)
     write_gradient(g, away, corner, offsets, inside, valid, scale, by_g, by_away, dx, dresidual)

@@ -206,28 +206,40 @@ def gradient(
 
 
 def sums_and_gradient(
-    given: Input, dy: Tensor, by: Affine, saved: Maybe, curve: Curve, needs_residual: bool
-) -> tuple[Tensor, Tensor, Maybe]:
-    """Return the sums of each group, dx, and g where needed, of an input whose channels are one tile each."""
+    given: Input,
+    dy: Tensor,
+    by: Affine,
+    saved: Maybe,
+    curve: Curve,
+    dweight: Tensor,
+    dbias: Tensor,
+    needs_residual: bool,
+) -> tuple[Tensor, Maybe]:
+    """Return dx, and g where needed, of an input whose channels are one tile each; write dweight and dbias."""
     plan, by = given.plan, by.contiguous()
     dx = torch.empty_like(given.x)
     dresidual = torch.empty_like(given.x) if needs_residual else None
-    found = given.x.new_empty((2, plan.groups, plan.channels), dtype=torch.float64)
+    several = plan.groups > 1
+    found = given.x.new_empty((2, plan.groups, plan.channels), dtype=torch.float64) if several else None
     backward.train_backward_kernel[(plan.programs,)](
         given.like(dy),
         given.x,
         given.mask,
         *by,
         given.like(saved),
-        found[0],
-        found[1],
+        None if found is None else found[0],
+        None if found is None else found[1],
+        None if several else dweight,
+        None if several else dbias,
         dx,
         dresidual,
         *plan.sizes,
         *curve,
         **plan.blocking,
     )
-    return found, dx, dresidual
+    if found is not None:
+        merge_sums(plan, found, None, None, dweight, dbias)
+    return dx, dresidual
 
 
 def update_(

@@ -154,8 +154,7 @@ def train_backward(
     dweight, dbias = _for_parameter(x, weight), _for_parameter(x, bias)
     with on_device(x):
         if given.plan.whole:
-            merged, dx, dresidual = sums_and_gradient(given, dy, by, saved, curve, needs_residual)
-            merge_sums(given.plan, merged, None, None, dweight, dbias)
+            dx, dresidual = sums_and_gradient(given, dy, by, saved, curve, dweight, dbias, needs_residual)
         else:
             parts = sums(given, dy, by, saved, curve)
             sum_g, sum_g_xhat = _of_groups(given), _of_groups(given)
