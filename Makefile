@@ -66,7 +66,7 @@ test-triton: $(PACKAGE) $(TRITON) ## the GPU engine: on a GPU, else by Triton's 
 		$(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 8 tests/test_triton.py $(FLAGS)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 8 tests/test_triton_compile.py $(FLAGS)
 
-# Never run by us, who had no GPU; compute-sanitizer comes with the CUDA toolkit.
+# Not run yet, for want of a GPU; compute-sanitizer comes with the CUDA toolkit.
 test-triton-sanitize: $(PACKAGE) $(TRITON) ## the GPU engine's tests under compute-sanitizer (needs a GPU)
 	@command -v compute-sanitizer > /dev/null || { echo 'evenorm: compute-sanitizer is not here; it comes with the CUDA toolkit'; exit 2; }
 	@for tool in memcheck racecheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
