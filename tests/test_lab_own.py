@@ -29,18 +29,19 @@ from readers_sentences import untranslated
 SMALL = Plan(seeds=6, steps=EVALUATIONS, factor=8.0)
 
 
-def own(task: str = "classification", rows: int = 80) -> OwnData:
+def own(task: str = "classification", rows: int = 80, columns: int = 5) -> OwnData:
     draw = np.random.default_rng(0)
-    numbers = draw.normal(size=(rows, 5)).astype(np.float32)
+    numbers = draw.normal(size=(rows, columns)).astype(np.float32)
     target = (numbers[:, 0] > 0).astype(float) if task == "classification" else numbers[:, 0].astype(np.float64)
     categories = np.empty((rows, 0), np.str_)
-    return prepare(Raw("made up.csv", numbers, categories, target, tuple("abcde")))
+    return prepare(Raw("made up.csv", numbers, categories, target, tuple("abcde"[:columns])))
 
 
 @pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("columns", [1, 5])
 @pytest.mark.parametrize("arm", ["none", "before", "after", "raw, first", "before, dropout", "before, large"])
-def test_a_stack_trains_as_its_members_alone(arm: str, task: str) -> None:
-    data, named = own(task), settings(data="x", steps=EVALUATIONS)
+def test_a_stack_trains_as_its_members_alone(arm: str, columns: int, task: str) -> None:
+    data, named = own(task, columns=columns), settings(data="x", steps=EVALUATIONS)
     trials = [Trial("own-data", 1, arm, seed, rate, named) for seed in (0, 1, 1000) for rate in (0.01, 8.0)]
     together = train(trials, data)
     assert together == [train([trial], data)[0] for trial in trials]

@@ -60,7 +60,8 @@ def test_gaps_get_the_median_of_the_training_part_and_a_mark(tmp_path: Path) -> 
     data = prepare(read(csv_file(tmp_path), "kind", ["price", "old", "colour"]))
     for seed in range(3):
         split = data.split(seed)
-        values, gaps = split.x_train.T
+        values, gaps, nothing = split.x_train.T
+        assert not nothing.any()  # a third column, for the products
         assert 0 < gaps.sum() < ROWS / 5
         known = np.median(values[gaps == 0].numpy())
         torch.testing.assert_close(values[gaps == 1], torch.full_like(values[gaps == 1], float(known)))

@@ -16,6 +16,8 @@ from sklearn.compose import ColumnTransformer
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import OneHotEncoder
+from torch import Tensor
+from torch.nn import functional
 
 from evenorm.lab.data import Split
 from evenorm.lab.language import Text
@@ -28,9 +30,9 @@ MOST_CLASSES = 1000
 TEST_SHARE = 0.2
 KINDS_OF_CATEGORY = 20  # of one column; rarer ones share a place
 REDRAWN = 200_000  # numbers in a table up to which every seed draws a split of its own
-MOST_INPUTS = 20_000
+FEWEST_INPUTS = 3
 CLASSIFICATION, REGRESSION = "classification", "regression"
-_VERSION = 1  # of this preparation: a change of it is other data
+_VERSION = 2  # of this preparation: a change of it is other data
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,12 +190,16 @@ def _split(data: OwnData, seed: int) -> Split:
     if not data.classes:
         mean, deviation = data.target[train].mean(), data.target[train].std()
         y = ((y - mean) / (deviation or 1.0)).float()
-    return Split(
-        torch.as_tensor(np.asarray(x_train, np.float32)),
-        y[train],
-        torch.as_tensor(np.asarray(x_test, np.float32)),
-        y[test],
-    )
+    return Split(_inputs(x_train), y[train], _inputs(x_test), y[test])
+
+
+def _inputs(x: Array) -> Tensor:
+    """Return the inputs, with columns of zeros beside fewer than three.
+
+    A product with a single column is computed otherwise, and rounds by who else is in the stack.
+    """
+    inputs = torch.as_tensor(np.asarray(x, np.float32))
+    return functional.pad(inputs, (0, max(0, FEWEST_INPUTS - inputs.shape[1])))
 
 
 def _fitted(data: OwnData, train: Array, test: Array) -> tuple[Array, Array]:
