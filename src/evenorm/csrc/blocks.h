@@ -17,7 +17,10 @@
 namespace {
 
 // low, high: where the ReLU is flat, z <= 0 there and nowhere else, as exact bounds on x.
-enum Kind { mean_kind, scale_kind, bias_kind, offset_kind, slope_kind, low_kind, high_kind, kinds };
+// The rests are what rounding to float left of scale and slope.
+enum Kind {
+  mean_kind, scale_kind, bias_kind, offset_kind, slope_kind, low_kind, high_kind, scale_rest_kind, slope_rest_kind, kinds
+};
 
 // (kinds, wide): `pitch` from one kind to the next.
 struct Coefficients {
@@ -38,7 +41,7 @@ struct Coefficients {
 // The coefficients of the elements from i on, in registers.
 template <class V>
 struct Held {
-  V mean, scale, bias, offset, slope, low, high;
+  V mean, scale, bias, offset, slope, low, high, scale_rest, slope_rest;
 };
 
 template <class V, bool wide>
@@ -56,13 +59,15 @@ template <class V, bool wide>
   return {held_value<V, wide>(k, mean_kind, i),   held_value<V, wide>(k, scale_kind, i),
           held_value<V, wide>(k, bias_kind, i),   held_value<V, wide>(k, offset_kind, i),
           held_value<V, wide>(k, slope_kind, i),  held_value<V, wide>(k, low_kind, i),
-          held_value<V, wide>(k, high_kind, i)};
+          held_value<V, wide>(k, high_kind, i),   held_value<V, wide>(k, scale_rest_kind, i),
+          held_value<V, wide>(k, slope_rest_kind, i)};
 }
 
 template <class V, class All>
 [[gnu::always_inline]] inline Held<V> first_lane(const Held<All>& all) {
   if constexpr (Parts<V>::count == 1) {
-    return {all.mean[0], all.scale[0], all.bias[0], all.offset[0], all.slope[0], all.low[0], all.high[0]};
+    return {all.mean[0], all.scale[0], all.bias[0],       all.offset[0],    all.slope[0],
+            all.low[0],  all.high[0],  all.scale_rest[0], all.slope_rest[0]};
   } else {
     return all;
   }
@@ -159,6 +164,13 @@ void normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, const Coef
   for_each_vector<V, wide>(extent, k, fetch, body);
 }
 
+// value * (factor + rest) + term: in float the factor's own rounding would cost half as much again as the arithmetic does.
+template <class V>
+[[gnu::always_inline]] inline V product(V value, V factor, V rest, V term) {
+  if constexpr (sizeof(lane_t<V>) == sizeof(double)) return value * factor + term;
+  return value * factor + (value * rest + term);
+}
+
 template <class V, class E, bool wide, Gate gate, bool centred>
 void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Runs dresiduals, const Coefficients& k) {
   const bool residual = dresiduals.data != nullptr;
@@ -172,8 +184,8 @@ void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Run
     const U g = gated<U, gate>(dys.row<E>(r) + i, x, gate == Gate::output ? saveds.row<E>(r) + i : nullptr, held);
     if (residual) put(g, dresiduals.row<E>(r) + i, extent.stream);
     U inner = g;
-    if constexpr (centred) inner = g - ((load<U>(x) - held.mean) * held.slope + held.offset);
-    put(held.scale * inner, dxs.row<E>(r) + i, extent.stream);
+    if constexpr (centred) inner = g - product(load<U>(x) - held.mean, held.slope, held.slope_rest, held.offset);
+    put(product(inner, held.scale, held.scale_rest, U{}), dxs.row<E>(r) + i, extent.stream);
   };
   for_each_vector<V, wide>(extent, k, fetch, body);
 }

@@ -100,6 +100,7 @@ struct Work {
     float* singles = plan.singles_of(g);
     set(singles, mean_kind, c, mean);
     set(singles, scale_kind, c, scale);
+    set(singles, scale_rest_kind, c, scale - float(scale));
     set(singles, bias_kind, c, bias - (mean - float(mean)) * scale);
     return fits(mean) && fits(scale) && fits(bias);
   }
@@ -140,6 +141,7 @@ struct Work {
     const double mean = plan.doubles_of(g)[mean_kind * plan.wide + c];
     set(plan.singles_of(g), offset_kind, c, offset - (mean - float(mean)) * slope);
     set(plan.singles_of(g), slope_kind, c, slope);
+    set(plan.singles_of(g), slope_rest_kind, c, slope - float(slope));
     return fits(offset) && fits(slope);
   }
 
