@@ -77,6 +77,16 @@ def test_pilot_seeds_choose_rate_and_strength_on_samples_left_over() -> None:
     assert {row[4] for row in analysis.tables[0].rows} == {f"{math.exp(-1):.3f}"}
 
 
+def test_each_regulariser_has_its_own_gain() -> None:
+    gains = {NOTHING: 0.0, "dropout": 0.3, "L1": 0.2, "L2": 0.1}
+
+    def loss(trial: Trial) -> float:
+        return -1.0 - gains[trial["regulariser"]] * (trial.arm == "none")
+
+    estimates = [endpoint.estimate for endpoint in made_up(loss).endpoints[1:5]]
+    assert estimates == pytest.approx([0.3, 0.3, 0.2, 0.1])  # the best one's, then each one's
+
+
 def test_intervals_are_widened_by_the_share_of_samples_in_common() -> None:
     first = made_up(lambda trial: -1 + 0.1 * noise(trial)).endpoints[0]
     cells = [

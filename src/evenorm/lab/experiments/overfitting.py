@@ -210,8 +210,8 @@ def _comparisons(cells: Cells, scale: Scale) -> list[Comparison]:
     without, with_ = (cells[norm, NOTHING] for norm in NORMS)
     overlap = without.records[0]["few"] / without.records[0]["of"]
     spread = 1 / scale.seeds + overlap / (1 - overlap)
-    highest = (gains(cells, norm, best(cells, norm)) for norm in NORMS)
-    each = {name: (gains(cells, norm, name) for norm in NORMS) for name in STRENGTHS if name != NOTHING}
+    highest = [gains(cells, norm, best(cells, norm)) for norm in NORMS]
+    each = {name: [gains(cells, norm, name) for norm in NORMS] for name in STRENGTHS if name != NOTHING}
     return [
         Comparison(
             name=Text(
