@@ -53,3 +53,12 @@ def info() -> Info:
         threads=torch.get_num_threads(),
         engines={"cpu": cpu.available(), "triton": triton.available(), "formulas": None},
     )
+
+
+def processor() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

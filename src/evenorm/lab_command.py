@@ -247,6 +247,7 @@ def _finish_own(
 
 
 def _finish(analyses: Sequence[Analysis], path: Path, lang: Language, as_json: bool, markdown: Path | None) -> None:
+    from evenorm.lab.page_data import p_value
     from evenorm.lab.report import in_language
 
     analyses = [in_language(analysis, lang.value) for analysis in analyses]
@@ -266,7 +267,7 @@ def _finish(analyses: Sequence[Analysis], path: Path, lang: Language, as_json: b
             endpoint.name,
             f"{endpoint.estimate:.3g} ({endpoint.low:.3g} to {endpoint.high:.3g})",
             f"{endpoint.margin:g}",
-            f"{endpoint.p_value:.2g}",
+            p_value(endpoint.p_value),
             _verdict(endpoint.verdict, lang),
         )
         for analysis in analyses

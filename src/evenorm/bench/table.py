@@ -14,12 +14,13 @@ from rich.table import Table
 
 from evenorm.bench.measure import Plan, Result
 from evenorm.bench.options import Price
+from evenorm.environment import processor
 
 
 def machine() -> dict[str, Any]:
     """Return what a reader has to know of the machine to make sense of the numbers."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "system": platform.platform(),
@@ -91,11 +92,3 @@ def _time(seconds: float) -> str:
 def _errors(result: Result) -> str:
     relation = result.error_ours / result.error_theirs if result.error_theirs else math.inf
     return f"{relation:.2g}" if result.right else f"{relation:.2g} WRONG"
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

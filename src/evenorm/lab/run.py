@@ -6,6 +6,7 @@ moment its stack is finished, whatever happens to the rest.
 
 from __future__ import annotations
 
+import os
 import platform
 import signal
 import statistics
@@ -25,6 +26,7 @@ import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 import evenorm
+from evenorm.environment import processor
 from evenorm.lab.experiment import Experiment, Scale
 from evenorm.lab.experiments import EXPERIMENTS, inference
 from evenorm.lab.language import Text
@@ -259,7 +261,10 @@ def environment() -> dict[str, str]:
         "evenorm": evenorm.__version__,
         "torch": torch.__version__,
         "Python": platform.python_version(),
-        Text("machine", "컴퓨터"): f"{platform.system()} {platform.machine()}",
+        Text("machine", "컴퓨터"): Text(
+            f"{os.cpu_count()} cores, {processor()}, {platform.system()}",
+            f"{processor()}의 코어 {os.cpu_count()}개, {platform.system()}",
+        ),
         Text("report made", "보고서를 만든 때"): datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
 

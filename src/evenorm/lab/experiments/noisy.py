@@ -209,7 +209,7 @@ def jump(name: str, record: Record) -> float:
 
 def _comparisons(grid: Grid) -> list[Comparison]:
     none, batch_norm, noisy, noisy_none = ((arm, RATE) for arm in ARMS)
-    points = Text("percentage points of training accuracy", "학습 정확도의 백분율 점")
+    points = Text("percentage points of training accuracy", "학습 정확도의 퍼센트포인트")
     doublings = Text(
         "doublings: log₂(batch norm + noise / standard)", "두 배의 수: log₂(배치 정규화 + 잡음 / 표준)"
     )
