@@ -22,9 +22,9 @@ bool pool(const Task& task, bool with_apply) {
   if (work.plan.failed || positions.data == nullptr) return false;
   work.count_valid(positions.data);
   const auto prepare = [&](int64_t g, int64_t panel) { work.prepare_moments(g, panel); };
-  const auto sums = [&](int64_t g, int64_t panel, int64_t chunk) { work.moment_sums(g, panel, chunk, work.in_doubles(g, panel)); };
+  const auto sums = [&](int64_t g, int64_t column, int64_t chunk) { work.moment_sums(g, column, chunk, work.in_doubles(g, column)); };
   const auto finish = [&](int64_t g, int64_t panel) { work.finish_moments(g, panel, with_apply); };
-  const auto apply = [&](int64_t g, int64_t panel, int64_t chunk) { work.apply(g, panel, chunk); };
+  const auto apply = [&](int64_t g, int64_t column, int64_t chunk) { work.apply(g, column, chunk); };
   with_apply ? work.phases(prepare, sums, finish, apply) : work.phases(prepare, sums, finish, Nothing{});
   return true;
 }
@@ -44,8 +44,8 @@ struct Normalize {
   static bool run(const Task& task) {
     Work<T> work(task);
     if (work.plan.failed) return false;
-    work.phases([&](int64_t g, int64_t panel) { work.prepare_apply(g, panel); }, Nothing{}, Nothing{},
-                [&](int64_t g, int64_t panel, int64_t chunk) { work.apply(g, panel, chunk); });
+    work.phases([&](int64_t g, int64_t panel) { work.channels.prepare_apply(g, panel); }, Nothing{}, Nothing{},
+                [&](int64_t g, int64_t column, int64_t chunk) { work.apply(g, column, chunk); });
     return true;
   }
 };
@@ -55,8 +55,8 @@ struct BackwardSums {
   static bool run(const Task& task) {
     Work<T> work(task);
     if (work.plan.failed) return false;
-    work.phases([&](int64_t g, int64_t panel) { work.prepare_gradient(g, panel); },
-                [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient_sums(g, panel, chunk, false); },
+    work.phases([&](int64_t g, int64_t panel) { work.channels.prepare_gradient(g, panel); },
+                [&](int64_t g, int64_t column, int64_t chunk) { work.gradient_sums(g, column, chunk, false); },
                 [&](int64_t g, int64_t panel) { work.finish_gradient_sums(g, panel, false, false); }, Nothing{});
     return true;
   }
@@ -68,8 +68,8 @@ struct InputGradient {
     Work<T> work(task);
     if (work.plan.failed) return false;
     const bool centred = task.offset.data != nullptr;
-    work.phases([&](int64_t g, int64_t panel) { work.prepare_gradient(g, panel); }, Nothing{}, Nothing{},
-                [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient(g, panel, chunk, centred, false); });
+    work.phases([&](int64_t g, int64_t panel) { work.channels.prepare_gradient(g, panel); }, Nothing{}, Nothing{},
+                [&](int64_t g, int64_t column, int64_t chunk) { work.gradient(g, column, chunk, centred, false); });
     return true;
   }
 };
@@ -79,10 +79,10 @@ struct TrainBackward {
   static bool run(const Task& task) {
     Work<T> work(task);
     if (work.plan.failed) return false;
-    work.phases([&](int64_t g, int64_t panel) { work.prepare_gradient(g, panel); },
-                [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient_sums(g, panel, chunk, work.keeps); },
+    work.phases([&](int64_t g, int64_t panel) { work.channels.prepare_gradient(g, panel); },
+                [&](int64_t g, int64_t column, int64_t chunk) { work.gradient_sums(g, column, chunk, work.keeps); },
                 [&](int64_t g, int64_t panel) { work.finish_gradient_sums(g, panel, true, work.keeps); },
-                [&](int64_t g, int64_t panel, int64_t chunk) { work.gradient(g, panel, chunk, true, work.keeps); });
+                [&](int64_t g, int64_t column, int64_t chunk) { work.gradient(g, column, chunk, true, work.keeps); });
     return true;
   }
 };
@@ -94,14 +94,14 @@ struct EvalBackward {
     Work<T> work(task);
     if (work.plan.failed) return false;
     const bool with_sums = task.sums[0] != nullptr;
-    const auto unit = [&](int64_t g, int64_t panel, int64_t chunk) {
-      if (with_sums) work.gradient_sums(g, panel, chunk, work.keeps);
-      work.gradient(g, panel, chunk, false, with_sums && work.keeps);
+    const auto unit = [&](int64_t g, int64_t column, int64_t chunk) {
+      if (with_sums) work.gradient_sums(g, column, chunk, work.keeps);
+      work.gradient(g, column, chunk, false, with_sums && work.keeps);
     };
     const auto finish = [&](int64_t g, int64_t panel) {
       if (with_sums) work.finish_gradient_sums(g, panel, false, false);
     };
-    work.phases([&](int64_t g, int64_t panel) { work.prepare_gradient(g, panel); }, unit, finish, Nothing{});
+    work.phases([&](int64_t g, int64_t panel) { work.channels.prepare_gradient(g, panel); }, unit, finish, Nothing{});
     return true;
   }
 };

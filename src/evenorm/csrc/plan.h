@@ -1,8 +1,9 @@
 // How one operation is cut into units of work, and in which order their sums are added.
 //
-// A chunk is a run of samples or positions, a panel a run of channels (one channel in planes); a unit is one of each, in one
-// group. Chunks depend on the shape alone, and the sums of a channel's chunks are added in their order: the bits are the same
-// for any number of threads. Which thread does which unit changes no sum.
+// A chunk is a run of samples or positions, a column a run of channels (one channel in planes); a unit is one of each, in one
+// group. A panel is one column or, of short channels, some: what is computed once per channel is computed for a panel. All of them
+// depend on the shape alone, and the sums of a channel's chunks are added in their order: the bits are the same for any number of
+// threads. Which thread does which unit changes no sum.
 #pragma once
 
 #include <cstdlib>
@@ -17,10 +18,12 @@ using evenorm::Task;
 constexpr int64_t chunk_elements = 16384;   // two or three operands of a chunk fit the level 2 cache together
 constexpr int64_t block_elements = 2048;    // what is staged at a time: the three or four buffers in use fit the level 1 cache
 constexpr int64_t widest_panel = 256;       // channels whose sums, coefficients and some rows fit the level 1 cache
+constexpr int64_t short_channel = 4096;     // values: of shorter channels some make a panel,
+constexpr int64_t most_columns = 16;        // up to this many
 constexpr int64_t fewest_rows = 64;         // of a chunk, or writing its sums costs more than a few per cent of reading it
 constexpr int64_t fewest_in_float = 256;    // values of a channel; of fewer each one's rounding shows
 constexpr int64_t streamed_bytes = 4 << 20; // of an output; it would push out of the cache what is read in this pass
-constexpr int64_t serial_elements = 32768;  // below this a second thread costs more than it brings
+constexpr int64_t serial_elements = 32768;  // up to this a second thread costs more than it brings
 constexpr int64_t fetched_plane = 512;      // planes up to this are over before the processor fetches ahead by itself
 constexpr int64_t short_plane = 64;         // planes shorter than this are gathered before they are computed on
 constexpr int64_t short_in_cache = 32;      // or shorter than this where the tensor lies in the cache:
@@ -29,6 +32,10 @@ constexpr int64_t cached_elements = 1 << 18;
 struct Unit {
   int64_t offset, rows, width, stride;  // `rows` runs of `width` elements, `stride` apart
   int64_t position;                     // of its first element in the mask
+};
+
+struct Span {
+  int64_t first, count;  // of channels
 };
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -41,8 +48,10 @@ struct Plan {
   int64_t repeat = 1;       // rows of few channels are computed `repeat` at a time, as one wide row
   int64_t wide = 0;         // coefficients of a group: channels * repeat
   int64_t panels = 1, panel_width = 1;
+  int64_t columns = 1, column_width = 1, columns_together = 1;  // the last: those of a panel
   int64_t length = 0;       // positions of a plane, or of the merged planes of a single channel
   int64_t segments = 1;     // of a plane
+  int64_t segment = 0;      // positions of each
   int64_t ahead = 0;        // what to fetch ahead of short planes: the next channel
   int64_t per_chunk = 1;    // samples (planes) or rows of a chunk
   bool fused = false;       // a panel goes through all phases while it lies in the cache
@@ -55,7 +64,7 @@ struct Plan {
   double* table = nullptr;         // (groups, kinds, wide)
   double* inverse = nullptr;       // (groups, wide): 1 / standard deviation
   float* singles = nullptr;        // (groups, kinds, wide)
-  uint8_t* scaled = nullptr;       // (groups, panels): all channels are scaled well enough for float
+  uint8_t* scaled = nullptr;       // (groups, columns): all channels are scaled well enough for float
   void* memory = nullptr;
 
   explicit Plan(const Task& given);
@@ -65,7 +74,10 @@ struct Plan {
 
   int64_t samples_of(int64_t g) const { return task.starts[g + 1] - task.starts[g]; }
   int64_t chunks() const { return chunk_start[task.groups]; }
-  int64_t width_of(int64_t panel) const { return smaller(panel_width, task.channels - panel * panel_width); }
+  Span span(int64_t first, int64_t width) const { return {first, smaller(width, task.channels - first)}; }
+  Span span_of(int64_t column) const { return span(column * column_width, column_width); }
+  Span span_of_panel(int64_t panel) const { return span(panel * panel_width, panel_width); }
+  int64_t first_column(int64_t panel) const { return smaller(panel * columns_together, columns); }
   double* doubles_of(int64_t g) const { return table + g * kinds * wide; }
   float* singles_of(int64_t g) const { return singles + g * kinds * wide; }
   double* sums(int64_t chunk, int which) const { return partial + (chunk * 2 + which) * wide; }
@@ -80,7 +92,7 @@ struct Plan {
     return low;
   }
 
-  Unit unit(int64_t g, int64_t panel, int64_t chunk) const;
+  Unit unit(int64_t g, int64_t column, int64_t chunk) const;
   int64_t chunks_in(int64_t g) const;
   void choose_rows();
 };
@@ -94,11 +106,15 @@ inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
   if (rows) {
     choose_rows();
   } else {
-    panels = task.channels;
+    columns = task.channels;
+    columns_together = larger(1, smaller(most_columns, short_channel / larger(1, task.samples * length)));
+    panel_width = columns_together;
+    panels = divide_up(columns, columns_together);
     segments = larger(1, divide_up(length, 2 * chunk_elements));
     if (task.channels == 1) segments = 1;
+    segment = segments == 1 ? length : divide_up(divide_up(length, segments), 64) * 64;
     per_chunk = larger(1, chunk_elements / larger(1, length));
-    fused = serial || task.channels * task.groups >= 8 * task.threads;
+    fused = serial || panels * task.groups >= 8 * task.threads;
     if (fused && task.channels > 1 && length <= fetched_plane) ahead = length;
   }
   wide = task.channels * repeat;
@@ -114,7 +130,7 @@ inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
   for (int64_t g = 0; g < task.groups; ++g) total += chunks_in(g);
   const int64_t per_group = (kinds + 1) * wide, floats = doubles_only ? 0 : task.groups * kinds * wide;
   const int64_t doubles = total * 2 * wide + task.groups * (per_group + 1) + 1;
-  memory = std::malloc(size_t(doubles) * sizeof(double) + size_t(floats) * sizeof(float) + size_t(task.groups * panels));
+  memory = std::malloc(size_t(doubles) * sizeof(double) + size_t(floats) * sizeof(float) + size_t(task.groups * columns));
   failed = memory == nullptr;
   if (failed) return;
   chunk_start = static_cast<int64_t*>(memory);
@@ -134,8 +150,8 @@ inline void Plan::choose_rows() {
     repeat = divide_up(divide_up(128, channels), whole_vectors) * whole_vectors;
   }
   per_chunk = divide_up(larger(fewest_rows, chunk_elements / larger(1, channels)), repeat) * repeat;
-  panel_width = smaller(channels, widest_panel);
-  panels = divide_up(channels, larger(1, panel_width));
+  panel_width = column_width = larger(1, smaller(channels, widest_panel));
+  panels = columns = divide_up(channels, panel_width);
 }
 
 inline int64_t Plan::chunks_in(int64_t g) const {
@@ -145,23 +161,24 @@ inline int64_t Plan::chunks_in(int64_t g) const {
   return length == 0 ? 0 : divide_up(samples, per_chunk) * segments;
 }
 
-inline Unit Plan::unit(int64_t g, int64_t panel, int64_t chunk) const {
+inline Unit Plan::unit(int64_t g, int64_t column, int64_t chunk) const {
   const int64_t c = task.channels, first = task.starts[g];
   if (rows) {
     const int64_t row = first * task.positions + chunk * per_chunk;
     const int64_t count = smaller(per_chunk, task.starts[g + 1] * task.positions - row);
-    return {row * c + panel * panel_width, count, width_of(panel), c, row};
+    const Span across = span_of(column);
+    return {row * c + across.first, count, across.count, c, row};
   }
   if (c == 1) {
     const int64_t from = first * length + chunk * chunk_elements;
     return {from, 1, smaller(chunk_elements, task.starts[g + 1] * length - from), 0, from};
   }
-  const int64_t sample = first + chunk / segments * per_chunk;
+  const int64_t among = segments == 1 ? chunk : chunk / segments;  // a division takes as long as a vector of short planes
+  const int64_t sample = first + among * per_chunk;
   const int64_t count = smaller(per_chunk, task.starts[g + 1] - sample);
-  const int64_t segment = divide_up(divide_up(length, segments), 64) * 64;
-  const int64_t from = smaller(length, chunk % segments * segment);
+  const int64_t from = smaller(length, (chunk - among * segments) * segment);
   const int64_t width = smaller(segment, length - from);
-  return {(sample * c + panel) * length + from, count, width, c * length, sample * length + from};
+  return {(sample * c + column) * length + from, count, width, c * length, sample * length + from};
 }
 
 }  // namespace
