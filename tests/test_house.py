@@ -30,8 +30,10 @@ HOME = ROOT / "src" / "evenorm"
 # Each module, or package, imports from the tiers above its own; within a package modules are free but for circles.
 TIERS = (
     {"activations", "moments"},
-    {"averages", "formulas", "renorm", "workers"},
-    {"checks", "engines"},
+    {"averages", "formulas", "renorm"},
+    {"engines"},
+    {"workers"},
+    {"checks"},
     {"autograd", "environment", "inputs", "outputs", "printing", "updates"},
     {"command_line"},
     {"functional"},

@@ -19,6 +19,8 @@ from torch import nn
 
 import evenorm
 import workers_battery
+from evenorm import workers
+from evenorm.engines import cpu
 
 
 def run(function: object, world: int, folder: Path) -> None:
@@ -64,6 +66,33 @@ def test_a_killed_worker_is_named(tmp_path: Path) -> None:
     assert "rank 1 did not come to pooling number 1" in told["verified"]
     assert "within 3 s" in told["verified"]
     assert told["bare"] != "went on"
+
+
+@pytest.mark.skipif(cpu.available() is not None, reason="the CPU engine is not there")
+@pytest.mark.parametrize("samples", [(5,), (3, 0, 7), (0, 4), (0, 0), (1,) * 8])
+def test_the_engine_merges_what_workers_send(samples: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(size, 37, generator=generator, dtype=torch.float64) + 1e3 for size in samples]
+    own = [evenorm.moments(part) for part in parts]
+    messages = torch.stack([torch.cat([one.count.reshape(1), one.mean, one.m2]) for one in own])
+    found, var = cpu.merge(messages, 1e-5)
+    defined = workers._merge(*workers._split(messages))
+    expected = torch.cat(parts) if sum(samples) else torch.zeros(1, 37, dtype=torch.float64)
+    for merged in (found, defined):
+        assert merged.count.tolist() == [sum(samples)]
+        torch.testing.assert_close(merged.mean[0], expected.mean(0), rtol=1e-15, atol=0)
+        torch.testing.assert_close(merged.variance()[0], expected.var(0, correction=0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(var, found.variance() + 1e-5, rtol=1e-15, atol=0)
+    torch.library.opcheck(torch.ops.evenorm.merge.default, (messages, 1e-5))
+
+
+@pytest.mark.skipif(cpu.available() is not None, reason="the CPU engine is not there")
+def test_the_engine_refuses_messages_that_are_none() -> None:
+    with pytest.raises(RuntimeError, match="messages must be float64"):
+        cpu.merge(torch.zeros(2, 5), 1e-5)
+    for wrong in (torch.zeros(2, 4), torch.zeros(5), torch.zeros(0, 5), torch.zeros(5, 2).t()):
+        with pytest.raises(RuntimeError, match=r"messages must be rows of 2 C \+ 1 numbers"):
+            cpu.merge(wrong.double(), 1e-5)
 
 
 def test_without_torch_distributed() -> None:

@@ -204,9 +204,9 @@ def sums_and_moments_have_the_same_bits_everywhere(rank: int, world: int) -> Non
     among = workers.Workers(dist.group.WORLD, None)
     for seed in range(5):
         own = draw(2, 1, 200, dtype=torch.float64, seed=10 * seed + rank) * 10 ** (3 * rank)
-        for sums in workers.total(tuple(own), among):
-            same_everywhere(sums)
-        for part in vars(workers.pool(Moments(torch.tensor([3.0 + rank]).double(), *own.abs()), among)).values():
+        same_everywhere(workers.total(workers.send(tuple(own), among)))
+        pooled, var = workers.pool(Moments(torch.tensor([3.0 + rank]).double(), *own.abs()), among, 1e-5)
+        for part in (*vars(pooled).values(), var):
             same_everywhere(part)
 
 

@@ -164,10 +164,13 @@ class TrainPooled(torch.autograd.Function):
         engine = engines.choose(x)
         batch = engine.moments(x, setting.mask, setting.splits)
         if among is not None:
-            batch = workers.pool(batch, among)
+            batch, var = workers.pool(batch, among, setting.eps)
         if isinstance(anchor, Recalled):
             anchor = anchor.of(batch)
-        tied = tie(batch, anchor, setting.eps)
+        if among is not None and anchor is None:
+            tied = Tied(batch.mean, var, None, None)  # what `tie` would do, in operations of its own
+        else:
+            tied = tie(batch, anchor, setting.eps)
         y = engine.normalize(x, tied.mean, tied.var, weight, bias, residual, setting._replace(eps=0.0))
         ctx.engine, ctx.setting, ctx.among = engine, _with_mask(setting, None), among
         ctx.anchor = None if anchor is None else Anchor(*(_copy(item) for item in anchor))
@@ -190,14 +193,15 @@ class TrainPooled(torch.autograd.Function):
         setting = setting._replace(eps=0.0)
         engine, tied = ctx.engine, Tied(*tied)
         given = (dy, x, tied.mean, tied.var, weight, bias, saved, setting)
-        sums = own = engine.backward_sums(*given)
-        if ctx.among is not None:
-            sums = workers.total(own, ctx.among)
-        per_group = count.clamp(min=1).unsqueeze(1)
-        offset, slope = untie(sums[0] / per_group, sums[1] / per_group, tied, count, ctx.anchor)
-        dx, dresidual = engine.input_gradient(*given, offset, slope, ctx.needs_input_grad[3])
-        dweight = None if weight is None else own[1].sum(0).to(weight.dtype)
+        own = engine.backward_sums(*given)
+        arriving = None if ctx.among is None else workers.send(own, ctx.among)
+        dweight = None if weight is None else own[1].sum(0).to(weight.dtype)  # while the message travels
         dbias = None if bias is None else own[0].sum(0).to(bias.dtype)
+        per_group = count.clamp(min=1).unsqueeze(1)
+        sums = torch.cat(own, dim=1) if arriving is None else workers.total(arriving)
+        mean_g, mean_g_xhat = (sums / per_group).chunk(2, dim=1)
+        offset, slope = untie(mean_g, mean_g_xhat, tied, count, ctx.anchor)
+        dx, dresidual = engine.input_gradient(*given, offset, slope, ctx.needs_input_grad[3])
         return dx, dweight, dbias, dresidual, None, None, None
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from evenorm.engines import cpu
 from evenorm.moments import Moments
 
 Group = dist.ProcessGroup | str | None
@@ -86,16 +87,23 @@ def resolve(group: Group, x: Tensor) -> dist.ProcessGroup | None:
     return found
 
 
-def pool(batch: Moments, workers: Workers) -> Moments:
-    """Return the moments of all workers' batches together, as one group, (1, C), from those of this one, (1, C)."""
+def pool(batch: Moments, workers: Workers, eps: float) -> tuple[Moments, Tensor]:
+    """Return the moments of all workers' batches together, as one group, (1, C), from those of this one, (1, C).
+
+    With them comes their variance + eps.
+    """
     group, shift = workers
-    if dist.get_world_size(group) <= GATHER_UP_TO or shift is None:
-        message = torch.cat([batch.count.unsqueeze(0), batch.mean, batch.m2], dim=1)
-        return _merge(*_split(gather(message, group)))
-    start = shift.to(batch.mean.dtype)
-    message = _shifted(batch.pooled(), start)
-    dist.all_reduce(message, group=group)
-    return _as_group(_unshifted(message, start))
+    if group.size() <= GATHER_UP_TO or shift is None:
+        messages = gather(torch.cat([batch.count.unsqueeze(0), batch.mean, batch.m2], dim=1), group)
+        if cpu.supports(messages):
+            return cpu.merge(messages, eps)
+        merged = _merge(*_split(messages))
+    else:
+        start = shift.to(batch.mean.dtype)
+        message = _shifted(batch.pooled(), start)
+        dist.all_reduce(message, group=group)
+        merged = _as_group(_unshifted(message, start))
+    return merged, merged.variance() + eps
 
 
 def _merge(count: Tensor, mean: Tensor, m2: Tensor) -> Moments:
@@ -118,24 +126,40 @@ def pool_differentiably(batch: Moments, workers: Workers) -> Moments:
     return _as_group(_unshifted(Sum.apply(_shifted(batch, start), workers.group), start))
 
 
-def total(sums: tuple[Tensor, Tensor], workers: Workers) -> tuple[Tensor, Tensor]:
-    """Return two tensors of (1, C), each added up over workers, by one message."""
+class Arriving(NamedTuple):
+    """Rows that are on their way, and the torch work to wait for; None where they are there."""
+
+    rows: Tensor
+    work: Any
+
+
+def send(sums: tuple[Tensor, Tensor], workers: Workers) -> Arriving:
+    """Send two tensors of (1, C) as one message; `total` waits for those of the other workers."""
     message = torch.cat(sums, dim=1)
-    if dist.get_world_size(workers.group) <= GATHER_UP_TO:  # in the order of ranks, hence the same bits in each run
-        message = gather(message, workers.group).sum(0, keepdim=True)
-    else:
-        dist.all_reduce(message, group=workers.group)
-    first, second = message.chunk(2, dim=1)
-    return first, second
+    if workers.group.size() <= GATHER_UP_TO:  # in the order of ranks, hence the same bits in each run
+        # A device's queue goes on by itself, and a compiler knows no work to wait for.
+        return _gather(message, workers.group, message.is_cpu and not torch.compiler.is_compiling())
+    dist.all_reduce(message, group=workers.group)
+    return Arriving(message, None)
+
+
+def total(arriving: Arriving) -> Tensor:
+    """Return what the workers sent, side by side as it was sent, (1, 2 C), added up."""
+    if arriving.work is not None:
+        arriving.work.wait()
+    return arriving.rows.sum(0, keepdim=True)
 
 
 def gather(message: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Return the vectors of all workers, (W, numbers), in the order of ranks, from this one's, (1, numbers)."""
-    messages = message.new_empty((dist.get_world_size(group), message.shape[1]))
+    return _gather(message, group, False).rows
+
+
+def _gather(message: Tensor, group: dist.ProcessGroup, later: bool) -> Arriving:
+    rows = message.new_empty((group.size(), message.shape[1]))
     # torch 2.13 gave the operation a new name and warns of the old one.
     name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
-    getattr(dist, name)(messages, message, group=group)
-    return messages
+    return Arriving(rows, getattr(dist, name)(rows, message, group=group, async_op=later))
 
 
 class Sum(torch.autograd.Function):

@@ -472,6 +472,24 @@ void train_step(StableIValue* stack, uint64_t, uint64_t) {
   forward.results(stack);
 }
 
+// (messages, eps) -> (count, mean, m2, var)
+void merge(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments given(stack);
+  const View messages = given.tensor();
+  const double eps = given.number();
+  CHECK(messages.code == types().codes[int(Type::float64)], "messages must be float64");
+  CHECK(messages.dim == 2 && messages.sizes[0] > 0 && messages.sizes[1] % 2 == 1 && dense(messages, false),
+        "messages must be rows of 2 C + 1 numbers, one behind the other");
+  const int64_t channels = messages.sizes[1] / 2;
+  Handle count = vector(1, messages.code), mean = doubles(1, channels), m2 = doubles(1, channels), var = doubles(1, channels);
+  evenorm::merge(static_cast<const double*>(messages.data), messages.sizes[0], channels, eps,
+                 {data_of(count), data_of(mean), data_of(m2), data_of(var)});
+  put(stack, 0, count);
+  put(stack, 1, mean);
+  put(stack, 2, m2);
+  put(stack, 3, var);
+}
+
 #define SETTING "Tensor? mask, int[]? splits, float eps, int activation, float parameter"
 #define STATISTICS "Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? num_batches_tracked"
 #define RULE "float momentum, bool debias, int nonfinite, Tensor(d!)? skipped"
@@ -497,6 +515,7 @@ STABLE_TORCH_LIBRARY(evenorm, library) {
   library.def("track_(" STATISTICS ", Tensor count, Tensor mean, Tensor m2, " RULE ") -> ()");
   library.def("train_step(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING ", " STATISTICS ", " RULE
               ") -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("merge(Tensor messages, float eps) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(evenorm, CPU, library) {
@@ -509,4 +528,5 @@ STABLE_TORCH_LIBRARY_IMPL(evenorm, CPU, library) {
   library.impl("eval_backward", &eval_backward);
   library.impl("track_", &track);
   library.impl("train_step", &train_step);
+  library.impl("merge", &merge);
 }

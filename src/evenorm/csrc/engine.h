@@ -84,4 +84,11 @@ struct Update {
 };
 void track(const Update& update);
 
+// What merging gives: the count, and C values each; `var` is m2 / count + eps.
+struct Merged {
+  double *count, *mean, *m2, *var;
+};
+// Merges rows of 2 C + 1 numbers, the count, C means and C m2 each; see track.cpp.
+void merge(const double* rows, int64_t row_count, int64_t channels, double eps, const Merged& to);
+
 }  // namespace evenorm

@@ -1,4 +1,5 @@
-// One batch enters the running statistics. The definition is evenorm.updates.commit_; this is its copy for one call.
+// One batch enters the running statistics, and batches of several workers become one. The definitions are
+// evenorm.updates.commit_ and evenorm.workers._merge; these are their copies for one call.
 
 #include <cmath>
 #include <limits>
@@ -120,6 +121,34 @@ void track(const Update& update) {
   if (update.batches != nullptr && skipped < update.channels) *update.batches += 1;
   // One counter for all channels counts batches.
   if (update.skipped != nullptr && update.skipped_stride == 0 && skipped > 0) *update.skipped += 1;
+}
+
+// Chan's rule, from the first row's mean and in the order of rows, so that whoever has the same rows gets the same bits.
+void merge(const double* rows, int64_t row_count, int64_t channels, double eps, const Merged& to) {
+  const int64_t row = 2 * channels + 1;
+  double total = 0;
+  for (int64_t r = 0; r < row_count; ++r) total += rows[r * row];
+  const double divisor = total > 1 ? total : 1;
+  const double* start = rows + 1;
+  double* step = to.var;  // until the end
+  for (int64_t c = 0; c < channels; ++c) step[c] = to.m2[c] = 0;
+  for (int64_t r = 1; r < row_count; ++r) {
+    const double count = rows[r * row], *mean = rows + r * row + 1;
+    for (int64_t c = 0; c < channels; ++c) step[c] += count * (mean[c] - start[c]);
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    step[c] /= divisor;
+    to.mean[c] = start[c] + step[c];
+  }
+  for (int64_t r = 0; r < row_count; ++r) {
+    const double count = rows[r * row], *mean = rows + r * row + 1, *m2 = mean + channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      const double rest = mean[c] - start[c] - step[c];
+      to.m2[c] += m2[c] + count * rest * rest;
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) to.var[c] = to.m2[c] / divisor + eps;
+  *to.count = total;
 }
 
 }  // namespace evenorm

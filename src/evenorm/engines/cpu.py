@@ -225,6 +225,12 @@ def track_(
     )
 
 
+def merge(messages: Tensor, eps: float) -> tuple[Moments, Tensor]:
+    """Merge the messages of workers, float64, (W, 2 C + 1): the moments of all, and variance + eps, (1, C)."""
+    *batch, var = _operators.merge.default(messages, eps)
+    return Moments(*batch), var
+
+
 def _is_dy(setting: Setting) -> bool:
     """Tell whether the residual's gradient is dy itself, with nothing to compute."""
     return setting.activation == 0 and setting.mask is None
@@ -256,19 +262,7 @@ def _fake_moments(x: Tensor, mask: Maybe, splits: Sequence[int] | None) -> tuple
     return _double(x, groups), _double(x, groups, channels), _double(x, groups, channels)
 
 
-def _fake_normalize(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Maybe,
-    bias: Maybe,
-    residual: Maybe,
-    mask: Maybe,
-    splits: Sequence[int] | None,
-    eps: float,
-    activation: int,
-    parameter: float,
-) -> Tensor:
+def _fake_normalize(x: Tensor, *given: Any) -> Tensor:
     return _like(x)
 
 
@@ -386,6 +380,11 @@ def _fake_train_step(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
     return (_like(x), *_fake_moments(x, None, given[4]))
 
 
+def _fake_merge(messages: Tensor, eps: float) -> tuple[Tensor, ...]:
+    channels = messages.shape[1] // 2
+    return _double(messages, 1), *(_double(messages, 1, channels) for _ in range(3))
+
+
 # Of every operator, by name; the GPU engine's operators are alike.
 SHAPES: dict[str, Callable[..., object]] = {
     "moments": _fake_moments,
@@ -397,4 +396,5 @@ SHAPES: dict[str, Callable[..., object]] = {
     "eval_backward": _fake_eval_backward,
     "track_": _fake_track,
     "train_step": _fake_train_step,
+    "merge": _fake_merge,
 }
