@@ -28,6 +28,7 @@ constexpr int64_t fetched_plane = 512;      // planes up to this are over before
 constexpr int64_t short_plane = 64;         // planes shorter than this are gathered before they are computed on
 constexpr int64_t short_in_cache = 32;      // or shorter than this where the tensor lies in the cache:
 constexpr int64_t cached_elements = 1 << 18;
+constexpr int64_t split_plane = 896;        // shorter masked planes are gathered whole: a part of one costs as much as 100 elements
 
 struct Unit {
   int64_t offset, rows, width, stride;  // `rows` runs of `width` elements, `stride` apart

@@ -1,9 +1,11 @@
 // Blocks of operands as the arithmetic wants them: in float or double, valid everywhere, in runs that are not too short.
 //
-// Where memory already looks like that, a block is computed on in place. Masks, short planes, and half precision where its
-// channel is badly scaled or its activation curved are gathered into buffers in the level 1 cache and scattered back; so there is
-// one set of loops, not one for each of them.
+// Where memory already looks like that, a block is computed on in place. Short planes, half precision where its channel is badly
+// scaled or its activation curved, and what a mask has holes in, are gathered into buffers in the level 1 cache and scattered back;
+// so there is one set of loops, not one for each of them.
 #pragma once
+
+#include <cstring>
 
 #include "blocks.h"
 #include "plan.h"
@@ -37,23 +39,72 @@ template <class T>
 struct Stage {
   using S = compute_t<T>;
   const Plan& plan;
-  bool direct;        // operands are computed on where they lie
-  bool stream;        // outputs are written once, past the caches, and not read again
-  int64_t limit;      // elements of a block; 0: a whole unit at once
+  const bool curved, in_place;  // in_place: a block without holes is computed on where it lies
+  bool direct;                  // this one is
+  bool empty = false;           // it holds nothing valid
   alignas(64) S buffer[6][block_elements + 16];  // apart by no power of two: equal low bits of addresses make loads wait
 
-  Stage(const Plan& given, bool curved, bool in_doubles) : plan(given) {
+  Stage(const Plan& given, bool is_curved, bool in_doubles)
+      : plan(given), curved(is_curved), in_place(fits_in_place(given, is_curved, in_doubles)), direct(in_place) {}
+
+  static bool fits_in_place(const Plan& plan, bool curved, bool in_doubles) {
     const bool cached = plan.task.samples * plan.task.channels * plan.length <= cached_elements;
     const bool long_runs = plan.rows || plan.task.channels == 1 || plan.length >= (cached ? short_in_cache : short_plane);
-    const bool plain = sizeof(T) == sizeof(S) || (!curved && !in_doubles);
-    direct = plain && plan.task.mask == nullptr && long_runs;
-    stream = plan.stream && !(direct && curved);
-    limit = direct && !curved ? 0 : block_elements;
+    return long_runs && (sizeof(T) == sizeof(S) || (!curved && !in_doubles));
   }
 
+  // Outputs are written once, past the caches, and not read again.
+  bool stream() const { return plan.stream && !(direct && curved); }
+
   template <class F>
-  void for_each_block(const Unit& unit, F&& work) const {
-    if (limit == 0) return work(unit);
+  void for_each_block(const Unit& unit, F&& work) {
+    if (plan.task.mask == nullptr) return cut(unit, work);
+    if (!in_place || (!plan.rows && plan.length < split_plane)) {
+      direct = false;
+      return cut(unit, work);
+    }
+    const int64_t spans = plan.rows ? 1 : unit.rows, count = plan.rows ? unit.rows : unit.width;
+    for (int64_t r = 0; r < spans; ++r) {
+      const uint8_t* valid = mask_of(unit, r);
+      for (int64_t i = 0; i < count;) {
+        const int64_t end = i + even_part(valid + i, count - i, larger(1, unit.width));
+        if (plan.rows) cut(Unit{unit.offset + i * unit.stride, end - i, unit.width, unit.stride, unit.position + i}, work);
+        else cut(Unit{unit.offset + r * unit.stride + i, 1, end - i, unit.stride, unit.position + r * plan.length + i}, work);
+        i = end;
+      }
+    }
+  }
+
+  // The length of a first part of a mask: valid throughout and worth computing in place, or nowhere, or else what comes before
+  // such a part. Parts begin where an output may be streamed from.
+  int64_t even_part(const uint8_t* valid, int64_t count, int64_t width) {
+    const int64_t line = plan.rows ? plan.repeat : int64_t(64 / sizeof(T)), grain = plan.stream ? line : 1;
+    const int64_t shortest = plan.rows ? larger(2 * grain, divide_up(4 * short_plane, width)) : 2 * short_plane;
+    const int64_t run = run_of(valid, count), whole = run == count ? run : run / grain * grain;
+    direct = whole >= shortest && valid[0] != 0;
+    empty = whole >= shortest && valid[0] == 0;
+    if (direct || empty) return whole;
+    const int64_t next = divide_up(run, grain) * grain;
+    if (next < count && run_of(valid + next, count - next) >= shortest) return next;
+    return smaller(count, plan.rows ? larger(1, block_elements / width / grain) * grain : block_elements);
+  }
+
+  static int64_t run_of(const uint8_t* valid, int64_t count) {
+    const void* end = std::memchr(valid, valid[0] == 0, size_t(count));
+    return end == nullptr ? count : static_cast<const uint8_t*>(end) - valid;
+  }
+
+  // Zeros for an output of a block that holds nothing valid.
+  void clear(void* base, const Unit& block) const {
+    T* to = static_cast<T*>(base) + block.offset;
+    for (int64_t r = 0; r < block.rows; ++r) std::memset(static_cast<void*>(to + r * block.stride), 0, sizeof(T) * size_t(block.width));
+  }
+
+  // In place a unit is one block, unless an activation needs z beside it.
+  template <class F>
+  void cut(const Unit& unit, F&& work) const {
+    constexpr int64_t limit = block_elements;
+    if ((direct && !curved) || empty) return work(unit);
     if (unit.width > limit) {
       for (int64_t r = 0; r < unit.rows; ++r)
         for (int64_t i = 0; i < unit.width; i += limit)
@@ -71,9 +122,9 @@ struct Stage {
   Tiles tiles(const Unit& block) const {
     if (!plan.rows && !direct) return {{{{1, block.rows * block.width}, 0, 1}, {}}, 1};
     const int64_t repeat = plan.repeat;
-    if (repeat == 1) return {{{{block.rows, block.width, direct ? plan.ahead : 0, direct && stream}, 0, 1}, {}}, 1};
+    if (repeat == 1) return {{{{block.rows, block.width, direct ? plan.ahead : 0, direct && stream()}, 0, 1}, {}}, 1};
     const int64_t whole = block.rows / repeat, done = whole * repeat * block.width;
-    const Tile head{{whole, block.width * repeat, 0, direct && stream}, 0, repeat};
+    const Tile head{{whole, block.width * repeat, 0, direct && stream()}, 0, repeat};
     const Tile tail{{1, (block.rows - whole * repeat) * block.width}, done, 1};
     return {{head, tail}, 2};
   }
@@ -149,12 +200,12 @@ struct Stage {
     T* to = static_cast<T*>(base) + block.offset;
     const bool masked = plan.task.mask != nullptr;
     if (masked && plan.rows) blank_rows(buffer[slot], block, nullptr);
-    if (plan.rows && block.stride == block.width) return copy_out(buffer[slot], to, block.rows * block.width, stream);
+    if (plan.rows && block.stride == block.width) return copy_out(buffer[slot], to, block.rows * block.width, stream());
     for (int64_t r = 0; r < block.rows; ++r) {
       S* run = buffer[slot] + r * block.width;
-      if (!stream) fetch_ahead(to + r * block.stride, {1, block.width, plan.ahead});
+      if (!stream()) fetch_ahead(to + r * block.stride, {1, block.width, plan.ahead});
       if (masked && !plan.rows) keep_valid(run, mask_of(block, r), block.width);
-      copy_out(run, to + r * block.stride, block.width, stream);
+      copy_out(run, to + r * block.stride, block.width, stream());
     }
   }
 

@@ -114,6 +114,7 @@ struct Work {
     const Coefficients k = coefficients(g, column);
     Stage<T> stage(plan, false, doubles);
     stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
+      if (stage.empty) return;
       const Runs x = stage.input(task.x, block, 0, k.doubles);
       with_types(stage.direct, doubles, [&]<class V, class E>(Types<V, E>) {
         const Tiles tiles = stage.tiles(block);
@@ -191,6 +192,7 @@ struct Work {
     const bool doubles = applied_in_doubles(g, column);
     Stage<T> stage(plan, curved, doubles);
     stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
+      if (stage.empty) return stage.clear(task.out, block);
       const Runs x = stage.input(task.x, block, 0);
       const Runs residual = task.extra == nullptr ? Runs{} : stage.input(task.extra, block, 1);
       const Runs y = stage.output(task.out, block, 2);
@@ -200,7 +202,7 @@ struct Work {
           curve<S>(task.activation).value(y.row<S>(r), block.width, S(task.parameter));
       stage.finish_output(task.out, block, 2);
     });
-    if (stage.stream) finish_streams();
+    if (plan.stream) finish_streams();
   }
 
   // The operands of backward over one block. Where the activation is curved, z is rebuilt in a buffer and g replaces dy.
@@ -246,6 +248,7 @@ struct Work {
     const Coefficients k = coefficients(g, column);
     Stage<T> stage(plan, curved, doubles);
     stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
+      if (stage.empty) return;  // what it keeps is not read either
       const Gradient given = gradient_of(stage, block, k, doubles);
       const Tiles tiles = stage.tiles(block);
       with_types(stage.direct, doubles, [&]<class V, class E>(Types<V, E>) {
@@ -273,6 +276,11 @@ struct Work {
     const bool doubles = in_doubles(g, column);
     Stage<T> stage(plan, curved, doubles);
     stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
+      if (stage.empty) {
+        stage.clear(task.out, block);
+        if (task.dresidual != nullptr) stage.clear(task.dresidual, block);
+        return;
+      }
       const Gradient given = kept ? Gradient{stage.kept(task.out, block, 4), stage.input(task.x, block, 0), {}, Gate::none}
                                   : gradient_of(stage, block, k, doubles);
       const Runs dx = stage.output(task.out, block, 3);
@@ -281,7 +289,7 @@ struct Work {
       stage.finish_output(task.out, block, 3);
       if (task.dresidual != nullptr) stage.finish_output(task.dresidual, block, 5);
     });
-    if (stage.stream) finish_streams();
+    if (plan.stream) finish_streams();
   }
 
   void gradient_any(const Tiles& tiles, const Gradient& given, const Coefficients& k, Runs dx, Runs dresidual, bool with_centre,
