@@ -414,7 +414,7 @@ def test_channels_of_any_scale_are_as_exact_as_torchs(
 
 
 def holes(kind: str) -> Tensor | None:
-    """Return which of (9, 64, 32) positions are valid: scattered ones, or the first of each sample, down to none."""
+    """Return which of (9, 64, 32) positions are valid: scattered ones, or the first ones of each sample."""
     if kind == "whole":
         return None
     if kind == "scattered":
