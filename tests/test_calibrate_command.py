@@ -195,6 +195,11 @@ def test_force_overwrites(shop, capsys):
     assert "1.running_var" in torch.load("new.pt")
 
 
+def interruptible():
+    """Let Ctrl-C through, as in a terminal: what runs in the background of a shell inherits that it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interruption_writes_nothing(shop):
     path = os.pathsep.join([str(Path(evenorm.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = "from evenorm.cli import main; main()"
@@ -204,6 +209,7 @@ def test_interruption_writes_nothing(shop):
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": path},
+        preexec_fn=interruptible,
     )
     assert process.stdout.readline() == "reading\n"
     time.sleep(0.2)

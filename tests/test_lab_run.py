@@ -217,6 +217,11 @@ def trial_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "trials").rglob("*.json")}
 
 
+def interruptible() -> None:
+    """Let Ctrl-C through, as in a terminal: what runs in the background of a shell inherits that it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def wait_for_trials(process: subprocess.Popen[str], folder: Path, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not list((folder / "trials").rglob("*.json")):
@@ -267,6 +272,7 @@ def test_ctrl_c_leaves_a_clean_state_and_says_how_to_go_on(tmp_path: Path) -> No
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=interruptible,
     )
     wait_for_trials(process, tmp_path)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
