@@ -54,6 +54,10 @@ def test_the_verdict_of_made_up_trials(
     assert made_up(costs, gains, jumps, spread).verdict is expected
 
 
+def test_what_the_noise_costs_is_negative() -> None:
+    assert made_up(0.005, 0.05, 1.0, 0.0).endpoints[0].estimate == pytest.approx(-0.5)
+
+
 @pytest.mark.parametrize(("last", "expected"), [(0.1, Verdict.REPRODUCED), (0.6, Verdict.CONTRADICTED)])
 def test_whether_noise_stops_the_standard_net_is_judged_beside_the_claim(last: float, expected: Verdict) -> None:
     analysis = made_up(0.005, 0.05, last=last)

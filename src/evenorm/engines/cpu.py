@@ -140,11 +140,11 @@ def input_gradient(
     needs_residual: bool,
 ) -> tuple[Tensor, Maybe]:
     """Return dx = weight / sqrt(var + eps) * (g - offset - slope * xhat), and the residual's gradient g."""
-    computed = needs_residual and not _is_dy(setting)
+    computed = needs_residual and not is_dy(setting)
     dx, dresidual = _operators.input_gradient.default(
         dy, x, mean, var, weight, bias, saved, *setting, offset, slope, computed
     )
-    return dx, _residual_gradient(dy, dresidual, needs_residual, computed)
+    return dx, residual_gradient(dy, dresidual, needs_residual, computed)
 
 
 def train_backward(
@@ -160,11 +160,11 @@ def train_backward(
     needs_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Maybe]:
     """Return the gradients of `train_forward` by x, weight, bias and residual."""
-    computed = needs_residual and not _is_dy(setting)
+    computed = needs_residual and not is_dy(setting)
     dx, dweight, dbias, dresidual = _operators.train_backward.default(
         dy, x, count, mean, m2, weight, bias, saved, *setting, computed
     )
-    return dx, dweight, dbias, _residual_gradient(dy, dresidual, needs_residual, computed)
+    return dx, dweight, dbias, residual_gradient(dy, dresidual, needs_residual, computed)
 
 
 def eval_backward(
@@ -180,12 +180,12 @@ def eval_backward(
     needs_residual: bool,
 ) -> tuple[Tensor, Maybe, Maybe, Maybe]:
     """Return the gradients of `normalize` with fixed mean and var by x, weight, bias and residual."""
-    computed = needs_residual and not _is_dy(setting)
+    computed = needs_residual and not is_dy(setting)
     mask, _, eps, activation, parameter = setting
     dx, dweight, dbias, dresidual = _operators.eval_backward.default(
         dy, x, mean, var, weight, bias, saved, mask, eps, activation, parameter, needs_sums, computed
     )
-    dresidual = _residual_gradient(dy, dresidual, needs_residual, computed)
+    dresidual = residual_gradient(dy, dresidual, needs_residual, computed)
     return (dx, dweight, dbias, dresidual) if needs_sums else (dx, None, None, dresidual)
 
 
@@ -231,12 +231,13 @@ def merge(messages: Tensor, eps: float) -> tuple[Moments, Tensor]:
     return Moments(*batch), var
 
 
-def _is_dy(setting: Setting) -> bool:
+def is_dy(setting: Setting) -> bool:
     """Tell whether the residual's gradient is dy itself, with nothing to compute."""
     return setting.activation == 0 and setting.mask is None
 
 
-def _residual_gradient(dy: Tensor, computed: Tensor, needed: bool, was_computed: bool) -> Maybe:
+def residual_gradient(dy: Tensor, computed: Tensor, needed: bool, was_computed: bool) -> Maybe:
+    """Return the residual's gradient of what an operator returned, which is empty where it computed none."""
     if not needed:
         return None
     return computed if was_computed else dy
@@ -280,21 +281,8 @@ def _fake_train_forward(
     return (_like(x), *_fake_moments(x, mask, splits))
 
 
-def _fake_backward_sums(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Maybe,
-    bias: Maybe,
-    saved: Maybe,
-    mask: Maybe,
-    splits: Sequence[int] | None,
-    eps: float,
-    activation: int,
-    parameter: float,
-) -> tuple[Tensor, ...]:
-    return _fake_moments(x, mask, splits)[1:]
+def _fake_backward_sums(dy: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    return _fake_moments(x, None, given[6])[1:]
 
 
 def _fake_input_gradient(
@@ -317,7 +305,8 @@ def _fake_input_gradient(
     return _like(x), _like(x) if needs_residual else x.new_empty(0)
 
 
-def _for_parameter(x: Tensor, parameter: Maybe, needed: bool = True) -> Tensor:
+def for_parameter(x: Tensor, parameter: Maybe, needed: bool = True) -> Tensor:
+    """Return an uninitialised gradient of weight or bias, or an empty one where none is needed."""
     dtype = torch.float32 if parameter is None else parameter.dtype
     return x.new_empty(x.shape[1] if needed else 0, dtype=dtype)
 
@@ -339,7 +328,7 @@ def _fake_train_backward(
     needs_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dresidual = _like(x) if needs_residual else x.new_empty(0)
-    return _like(x), _for_parameter(x, weight), _for_parameter(x, bias), dresidual
+    return _like(x), for_parameter(x, weight), for_parameter(x, bias), dresidual
 
 
 def _fake_eval_backward(
@@ -357,7 +346,7 @@ def _fake_eval_backward(
     needs_sums: bool,
     needs_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dweight, dbias = (_for_parameter(x, of, needs_sums) for of in (weight, bias))
+    dweight, dbias = (for_parameter(x, of, needs_sums) for of in (weight, bias))
     return _like(x), dweight, dbias, _like(x) if needs_residual else x.new_empty(0)
 
 

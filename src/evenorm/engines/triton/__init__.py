@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from evenorm import formulas
+from evenorm.engines.cpu import is_dy, residual_gradient
 from evenorm.engines.triton.plan import regular
 from evenorm.formulas import Setting
 from evenorm.moments import Moments
@@ -97,9 +98,8 @@ def _too_old(index: int | None, dtype: torch.dtype) -> str | None:
 
 
 # To torch.compile the answers are constants: it calls the functions while it traces.
-available._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_interpreted._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_takes._dynamo_marked_constant = True  # type: ignore[attr-defined]
+for _constant in (available, _interpreted, _takes):
+    _constant._dynamo_marked_constant = True  # type: ignore[union-attr]  # functions have no such attribute
 
 
 def moments(x: Tensor, mask: Maybe = None, splits: Sequence[int] | None = None) -> Moments:
@@ -166,9 +166,9 @@ def input_gradient(
     given = (dy, x, mean, var, weight, bias, saved)
     if _hands_over(x, setting.splits):
         return formulas.input_gradient(*given, setting, offset, slope, needs_residual)
-    computed = needs_residual and not _is_dy(setting)
+    computed = needs_residual and not is_dy(setting)
     dx, dresidual = _run("input_gradient", x)(*given, *setting, offset, slope, computed)
-    return dx, _residual_gradient(dy, dresidual, needs_residual, computed)
+    return dx, residual_gradient(dy, dresidual, needs_residual, computed)
 
 
 def train_backward(
@@ -187,9 +187,9 @@ def train_backward(
     given = (dy, x, count, mean, m2, weight, bias, saved)
     if _hands_over(x, setting.splits):
         return formulas.train_backward(*given, setting, needs_residual)
-    computed = needs_residual and not _is_dy(setting)
+    computed = needs_residual and not is_dy(setting)
     dx, dweight, dbias, dresidual = _run("train_backward", x)(*given, *setting, computed)
-    return dx, dweight, dbias, _residual_gradient(dy, dresidual, needs_residual, computed)
+    return dx, dweight, dbias, residual_gradient(dy, dresidual, needs_residual, computed)
 
 
 def eval_backward(
@@ -208,10 +208,10 @@ def eval_backward(
     given = (dy, x, mean, var, weight, bias, saved)
     if _hands_over(x, setting.splits):
         return formulas.eval_backward(*given, setting, needs_sums, needs_residual)
-    computed = needs_residual and not _is_dy(setting)
+    computed = needs_residual and not is_dy(setting)
     mask, _, *curve = setting
     dx, dweight, dbias, dresidual = _run("eval_backward", x)(*given, mask, *curve, needs_sums, computed)
-    dresidual = _residual_gradient(dy, dresidual, needs_residual, computed)
+    dresidual = residual_gradient(dy, dresidual, needs_residual, computed)
     return (dx, dweight, dbias, dresidual) if needs_sums else (dx, None, None, dresidual)
 
 
@@ -249,14 +249,3 @@ def _run(name: str, x: Tensor) -> Callable[..., Any]:
 
     function: Callable[..., Any] = getattr(operators, name)
     return function
-
-
-def _is_dy(setting: Setting) -> bool:
-    """Tell whether the residual's gradient is dy itself, with nothing to compute."""
-    return setting.activation == 0 and setting.mask is None
-
-
-def _residual_gradient(dy: Tensor, computed: Maybe, needed: bool, was_computed: bool) -> Maybe:
-    if not needed:
-        return None
-    return computed if was_computed else dy

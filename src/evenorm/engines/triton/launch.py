@@ -52,7 +52,7 @@ class Affine(NamedTuple):
 
     def contiguous(self) -> Affine:
         """Return the same without gaps, as the kernels read it."""
-        return Affine(*(None if t is None else t.contiguous() for t in self))  # type: ignore[arg-type]
+        return Affine(*(None if t is None else t.contiguous() for t in self))  # type: ignore[arg-type]  # None stays at its place
 
 
 class Curve(NamedTuple):

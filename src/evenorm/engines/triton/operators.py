@@ -151,7 +151,7 @@ def train_backward(
     """Return the gradients by x, weight, bias and residual."""
     given = arrange(x, mask, splits, dy, count, mean, m2, weight, bias, saved, twice=True)
     by, curve = Affine(mean, m2, count, weight, bias), Curve(eps, parameter, activation)
-    dweight, dbias = _for_parameter(x, weight), _for_parameter(x, bias)
+    dweight, dbias = cpu.for_parameter(x, weight), cpu.for_parameter(x, bias)
     with on_device(x):
         if given.plan.whole:
             dx, dresidual = sums_and_gradient(given, dy, by, saved, curve, dweight, dbias, needs_residual)
@@ -184,11 +184,16 @@ def eval_backward(
     with on_device(x):
         if not needs_sums:
             dx, dresidual = gradient(given, dy, by, saved, curve, None, None, needs_residual)
-            return dx, _for_parameter(x, weight, 0), _for_parameter(x, bias, 0), _or_empty(dresidual, x)
+            return (
+                dx,
+                cpu.for_parameter(x, weight, needed=False),
+                cpu.for_parameter(x, bias, needed=False),
+                _or_empty(dresidual, x),
+            )
         dx = torch.empty_like(given.x)
         dresidual = torch.empty_like(given.x) if needs_residual else None
         parts = sums(given, dy, by, saved, curve, dx, dresidual)
-        dweight, dbias = _for_parameter(x, weight), _for_parameter(x, bias)
+        dweight, dbias = cpu.for_parameter(x, weight), cpu.for_parameter(x, bias)
         merge_sums(given.plan, parts, None, None, dweight, dbias)
     return dx, dweight, dbias, _or_empty(dresidual, x)
 
@@ -211,11 +216,6 @@ def track_(
     state = (running_mean, running_var, num_batches_tracked, skipped)
     with on_device(running_mean):
         update_(*state, (count, mean, m2), 0.0 if cumulative else momentum, average, bool(nonfinite))
-
-
-def _for_parameter(x: Tensor, parameter: Maybe, channels: int | None = None) -> Tensor:
-    size = x.shape[1] if channels is None else channels
-    return x.new_empty(size, dtype=torch.float32 if parameter is None else parameter.dtype)
 
 
 def _of_groups(given: Input) -> Tensor:
