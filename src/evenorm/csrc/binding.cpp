@@ -3,10 +3,13 @@
 
 #include <cstdlib>
 
+#include "recycle.h"
 #include "views.h"
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+
+// Of torch 2.11 and newer; with 2.10 the symbol stays null.
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t,
+                                                                int32_t, int32_t, AtenTensorHandle*, int32_t, const uint8_t*, int64_t,
+                                                                void (*)(void*, void*), void*);
 
 namespace {
 
@@ -32,18 +35,17 @@ Handle vector(int64_t length, int32_t code) {
   return allocate(1, &length, &stride, code);
 }
 
-// Large fresh outputs are written page by page for the first time: with huge pages that is one fault for 2 MB, not 512. The
-// range is widened to whole huge pages, since the allocator puts the next output right behind this one.
-void advise_huge_pages(void* data, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t huge = 2 << 20;
-  if (bytes < int64_t(huge)) return;
-  const uintptr_t from = reinterpret_cast<uintptr_t>(data) / huge * huge;
-  const uintptr_t to = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes) + huge - 1) / huge * huge;
-  madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // advice: a refusal changes nothing
-#else
-  (void)data, (void)bytes;
-#endif
+// An output of x's shape. A large one lies in recycled memory, to which its storage gives it back.
+Handle allocate_output(const View& x, const int64_t* strides, int64_t bytes) {
+  if (torch_from_blob == nullptr) return allocate(x.dim, x.sizes, strides, x.code);
+  const Recycler::Block block = Recycler::only().take(size_t(bytes));
+  if (block.data == nullptr) return allocate(x.dim, x.sizes, strides, x.code);
+  const auto give_back = [](void* data, void* size) { Recycler::only().give(data, reinterpret_cast<uintptr_t>(size)); };
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(block.data, x.dim, x.sizes, strides, 0, x.code, types().cpu, -1, &made,
+                                                aoti_torch_layout_strided(), nullptr, 0, give_back,
+                                                reinterpret_cast<void*>(block.size)));
+  return Handle(made);
 }
 
 bool dense(const View& x, bool rows) {
@@ -174,9 +176,8 @@ struct Call {
   int64_t elements() const { return task.samples * task.channels * task.positions; }
 
   Handle like_x(void** data) const {
-    Handle made = allocate(canonical.x.dim, canonical.x.sizes, canonical.strides.data(), canonical.x.code);
+    Handle made = allocate_output(canonical.x, canonical.strides.data(), elements() * type_bytes[int(task.type)]);
     *data = data_of(made);
-    advise_huge_pages(*data, elements() * type_bytes[int(task.type)]);
     return made;
   }
 

@@ -6,7 +6,9 @@
 //   z = (x - mean) * scale + bias + residual                       scale = weight / sqrt(var + eps)
 //   dx = scale * (g - offset - slope * (x - mean))                 slope = (sum of g * xhat) / count / sqrt(var + eps)
 //
-// x is centred before it is scaled: x - mean is exact to the last bit of x when the offset is large, x * scale is not.
+// In double x is centred before it is scaled: x - mean is exact to the last bit of x when the offset is large, x * scale is not.
+// In float z is x * scale + (bias - mean * scale), whose rounding shows only where the mean is further from 0 than the deviation;
+// there z is computed in double (math.md, eq. 23).
 //
 // E is the type in memory, V the vector that is computed in. For Singles the coefficients are in float: the mean is rounded, and
 // what that leaves, less than a unit in x's last place, is in bias and offset.
@@ -17,9 +19,9 @@
 namespace {
 
 // low, high: where the ReLU is flat, z <= 0 there and nowhere else, as exact bounds on x.
-// The rests are what rounding to float left of scale and slope.
+// The rests are what rounding to float left of scale and slope. In float bias is bias - mean * scale. margin: var - mean^2.
 enum Kind {
-  mean_kind, scale_kind, bias_kind, offset_kind, slope_kind, low_kind, high_kind, scale_rest_kind, slope_rest_kind, kinds
+  mean_kind, scale_kind, bias_kind, offset_kind, slope_kind, low_kind, high_kind, scale_rest_kind, slope_rest_kind, margin_kind, kinds
 };
 
 // (kinds, wide): `pitch` from one kind to the next.
@@ -151,24 +153,28 @@ template <class V, Gate gate, class E>
   }
 }
 
+template <class V>
+constexpr bool in_double = sizeof(lane_t<V>) == sizeof(double);
+
+// value * (factor + rest) + term: in float the factor's own rounding would cost half as much again as the arithmetic does.
+template <class V>
+[[gnu::always_inline]] inline V product(V value, V factor, V rest, V term) {
+  if constexpr (in_double<V>) return value * factor + term;
+  return value * factor + (value * rest + term);
+}
+
 template <class V, class E, bool wide, bool residual, bool relu>
 void normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, const Coefficients& k) {
   const auto fetch = [&](int64_t r) {
     if (!extent.stream) fetch_ahead(ys.row<E>(r), extent);
   };
   const auto body = [&]<class U>(U, int64_t r, int64_t i, const Held<U>& held) __attribute__((always_inline)) {
-    U z = (load<U>(xs.row<E>(r) + i) - held.mean) * held.scale + held.bias;
+    const U x = load<U>(xs.row<E>(r) + i);
+    U z = in_double<U> ? (x - held.mean) * held.scale + held.bias : product(x, held.scale, held.scale_rest, held.bias);
     if constexpr (residual) z += load<U>(residuals.row<E>(r) + i);
     put(relu ? positive_part(z) : z, ys.row<E>(r) + i, extent.stream);
   };
   for_each_vector<V, wide>(extent, k, fetch, body);
-}
-
-// value * (factor + rest) + term: in float the factor's own rounding would cost half as much again as the arithmetic does.
-template <class V>
-[[gnu::always_inline]] inline V product(V value, V factor, V rest, V term) {
-  if constexpr (sizeof(lane_t<V>) == sizeof(double)) return value * factor + term;
-  return value * factor + (value * rest + term);
 }
 
 template <class V, class E, bool wide, Gate gate, bool centred>
@@ -206,6 +212,7 @@ struct MomentTerms {
     return {d, d};
   }
   void fetch(int64_t r, const Extent& extent) const { fetch_ahead(xs.row<E>(r), extent); }
+  [[gnu::always_inline]] void ahead(int64_t r, int64_t i) const { __builtin_prefetch(xs.row<E>(r) + i); }
 };
 
 template <Gate gate, class E>
@@ -216,6 +223,11 @@ struct GradientTerms {
     const E* x = xs.row<E>(r) + i;
     const V g = gated<V, gate>(dys.row<E>(r) + i, x, gate == Gate::output ? saveds.row<E>(r) + i : nullptr, k);
     return {g, load<V>(x) - k.mean};
+  }
+  [[gnu::always_inline]] void ahead(int64_t r, int64_t i) const {
+    __builtin_prefetch(xs.row<E>(r) + i);
+    __builtin_prefetch(dys.row<E>(r) + i);
+    if constexpr (gate == Gate::output) __builtin_prefetch(saveds.row<E>(r) + i);
   }
   void fetch(int64_t r, const Extent& extent) const {
     fetch_ahead(dys.row<E>(r), extent);
@@ -277,7 +289,8 @@ void narrow_sums(Extent extent, const Terms& terms, const Coefficients& k, doubl
   *uv_sum += total(uv_all) + uv_tail;
 }
 
-// Wide: a vector of channels stays in registers over some rows, so that the sums are not read and written for every row.
+// Wide: a vector of channels stays in registers over some rows, so that the sums are not read and written for every row. To the
+// processor these are many runs, of which it fetches none ahead by itself when they come from beyond its caches.
 template <class V, class Terms>
 void wide_sums(Extent extent, const Terms& terms, const Coefficients& k, double* u_sum, double* uv_sum) {
   constexpr int64_t together = 16, count = Parts<V>::count;
@@ -288,6 +301,7 @@ void wide_sums(Extent extent, const Terms& terms, const Coefficients& k, double*
       U u = {}, uv = {};
 #pragma GCC unroll 4
       for (int64_t r = first; r < last; ++r) {
+        if constexpr (Parts<U>::count > 1) terms.ahead(r + together, i);
         const auto pair = terms.at(r, i, held);
         u += pair.u;
         uv += pair.u * pair.v;

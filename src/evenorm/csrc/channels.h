@@ -132,16 +132,27 @@ struct Channels {
     const int64_t c = span.first, count = span.count;
     double* __restrict inverse = inverses(g, c);
     double* __restrict scale = doubles(g, scale_kind, c);
+    double* __restrict margin = doubles(g, margin_kind, c);
+    const double* mean = doubles(g, mean_kind, c);
     load_values(task.weight, g, span, 1, scale);
     load_values(task.bias, g, span, 0, doubles(g, bias_kind, c));
     const double eps = task.eps;
     for (int64_t i = 0; i < count; ++i) {
-      inverse[i] = 1 / std::sqrt(inverse[i] * share + eps);
+      const double var = inverse[i] * share;
+      margin[i] = var - mean[i] * mean[i];
+      inverse[i] = 1 / std::sqrt(var + eps);
       scale[i] *= inverse[i];
     }
     if (!plan.doubles_only) round_apply(g, span);
     repeat(g, {mean_kind, scale_kind, bias_kind, scale_rest_kind});
     judge(g, panel, fits, {mean_kind, scale_kind, bias_kind});
+    if (plan.doubles_only) return;
+    for (int64_t column = plan.first_column(panel); column < plan.first_column(panel + 1); ++column) {
+      const Span one = plan.span_of(column);
+      const double* above_mean = doubles(g, margin_kind, one.first);
+      const int64_t at = g * plan.columns + column;
+      plan.near[at] = plan.scaled[at] & uint8_t(all(one, [&](int64_t i) { return above_mean[i] >= 0; }));
+    }
   }
 
   void round_apply(int64_t g, Span span) const {
@@ -155,7 +166,7 @@ struct Channels {
       means[i] = float(mean[i]);
       scales[i] = float(scale[i]);
       rests[i] = float(scale[i] - float(scale[i]));
-      biases[i] = float(bias[i] - (mean[i] - float(mean[i])) * scale[i]);
+      biases[i] = float(bias[i] - mean[i] * scale[i]);
     }
   }
 
@@ -284,7 +295,7 @@ struct Channels {
     const double *mean = doubles(g, mean_kind, 0), *inverse = inverses(g, 0);
     double *sum_g = sums(0, g, 0), *sum_g_xhat = sums(1, g, 0);
     const int64_t last = span.first + span.count;
-    if (!plan.doubles_only)
+    if (!plan.doubles_summed)
       for (int64_t column = plan.first_column(panel); column < plan.first_column(panel + 1); ++column) {
         if (!plan.scaled[g * plan.columns + column]) continue;
         const Span one = plan.span_of(column);

@@ -22,7 +22,7 @@ bool pool(const Task& task, bool with_apply) {
   if (work.plan.failed || positions.data == nullptr) return false;
   work.count_valid(positions.data);
   const auto prepare = [&](int64_t g, int64_t panel) { work.prepare_moments(g, panel); };
-  const auto sums = [&](int64_t g, int64_t column, int64_t chunk) { work.moment_sums(g, column, chunk, work.in_doubles(g, column)); };
+  const auto sums = [&](int64_t g, int64_t column, int64_t chunk) { work.moment_sums(g, column, chunk, work.summed_in_doubles(g, column)); };
   const auto finish = [&](int64_t g, int64_t panel) { work.finish_moments(g, panel, with_apply); };
   const auto apply = [&](int64_t g, int64_t column, int64_t chunk) { work.apply(g, column, chunk); };
   with_apply ? work.phases(prepare, sums, finish, apply) : work.phases(prepare, sums, finish, Nothing{});

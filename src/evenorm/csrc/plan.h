@@ -21,7 +21,8 @@ constexpr int64_t widest_panel = 256;       // channels whose sums, coefficients
 constexpr int64_t short_channel = 4096;     // values: of shorter channels some make a panel,
 constexpr int64_t most_columns = 16;        // up to this many
 constexpr int64_t fewest_rows = 64;         // of a chunk, or writing its sums costs more than a few per cent of reading it
-constexpr int64_t fewest_in_float = 256;    // values of a channel; of fewer each one's rounding shows
+constexpr int64_t fewest_in_float = 256;    // values of a channel; of fewer each one's rounding shows in their sums,
+constexpr int64_t fewest_cancelling = 32;   // and of fewer than this in the gradient, most of which the sums then take away
 constexpr int64_t streamed_bytes = 4 << 20; // of an output; it would push out of the cache what is read in this pass
 constexpr int64_t serial_elements = 32768;  // up to this a second thread costs more than it brings
 constexpr int64_t fetched_plane = 512;      // planes up to this are over before the processor fetches ahead by itself
@@ -59,13 +60,16 @@ struct Plan {
   bool serial = false;
   bool failed = false;
   bool stream = false;        // the output is larger than the cache: write past it
-  bool doubles_only = false;  // no channel is computed in float
+  bool doubles_only = false;    // nothing is computed in float
+  bool doubles_summed = false;  // no sum is
+  bool doubles_moved = false;   // no gradient is
   int64_t* chunk_start = nullptr;  // groups + 1
   double* partial = nullptr;       // (chunks, 2, wide)
   double* table = nullptr;         // (groups, kinds, wide)
   double* inverse = nullptr;       // (groups, wide): 1 / standard deviation
   float* singles = nullptr;        // (groups, kinds, wide)
-  uint8_t* scaled = nullptr;       // (groups, columns): all channels are scaled well enough for float
+  uint8_t* scaled = nullptr;       // (groups, columns): all channels are scaled well enough for float,
+  uint8_t* near = nullptr;         // and for all of them z is
   void* memory = nullptr;
 
   explicit Plan(const Task& given);
@@ -124,14 +128,16 @@ inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
   const uintptr_t outputs = reinterpret_cast<uintptr_t>(task.out) | reinterpret_cast<uintptr_t>(task.dresidual);
   const bool whole_lines = outputs % 64 == 0 && run * bytes % 64 == 0 && (repeat == 1 || task.groups == 1);
   stream = streams && whole_lines && task.out != nullptr && elements * bytes >= streamed_bytes;
-  doubles_only = task.type == evenorm::Type::float64 || elements <= serial_elements ||
-                 elements < fewest_in_float * task.channels * task.groups;
+  doubles_only = task.type == evenorm::Type::float64;
+  const int64_t lines = task.channels * task.groups;
+  doubles_summed = doubles_only || elements <= serial_elements || elements < fewest_in_float * lines;
+  doubles_moved = doubles_only || elements < fewest_cancelling * lines;
 
   int64_t total = 0;
   for (int64_t g = 0; g < task.groups; ++g) total += chunks_in(g);
   const int64_t per_group = (kinds + 1) * wide, floats = doubles_only ? 0 : task.groups * kinds * wide;
   const int64_t doubles = total * 2 * wide + task.groups * (per_group + 1) + 1;
-  memory = std::malloc(size_t(doubles) * sizeof(double) + size_t(floats) * sizeof(float) + size_t(task.groups * columns));
+  memory = std::malloc(size_t(doubles) * sizeof(double) + size_t(floats) * sizeof(float) + size_t(2 * task.groups * columns));
   failed = memory == nullptr;
   if (failed) return;
   chunk_start = static_cast<int64_t*>(memory);
@@ -140,6 +146,7 @@ inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
   partial = inverse + task.groups * wide;
   singles = reinterpret_cast<float*>(partial + total * 2 * wide);
   scaled = reinterpret_cast<uint8_t*>(singles + floats);
+  near = scaled + task.groups * columns;
   chunk_start[0] = 0;
   for (int64_t g = 0; g < task.groups; ++g) chunk_start[g + 1] = chunk_start[g] + chunks_in(g);
 }

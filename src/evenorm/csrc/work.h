@@ -42,13 +42,9 @@ struct Work {
     return {plan.doubles_of(g) + at, plan.singles_of(g) + at, plan.wide};
   }
 
-  // y is rounded once only where it is computed in double, which costs nothing beside the memory that it goes to; and a residual's
-  // sign at z = 0 is right. A half precision result is rounded more coarsely anyway.
-  bool applied_in_doubles(int64_t g, int64_t column) const { return sizeof(T) > 2 || in_doubles(g, column); }
-
-  bool in_doubles(int64_t g, int64_t column) const {
-    return plan.doubles_only || !plan.scaled[g * plan.columns + column];
-  }
+  bool in_doubles(int64_t g, int64_t column) const { return plan.doubles_only || !plan.scaled[g * plan.columns + column]; }
+  bool summed_in_doubles(int64_t g, int64_t column) const { return plan.doubles_summed || in_doubles(g, column); }
+  bool applied_in_doubles(int64_t g, int64_t column) const { return plan.doubles_only || !plan.near[g * plan.columns + column]; }
 
   // The shift: near the mean, so that the sums of squares keep their digits; a value of the channel where all are the same, so
   // that a constant channel has sums of exactly 0.
@@ -66,7 +62,7 @@ struct Work {
     const T* x = static_cast<const T*>(task.x);
     const int64_t n = first_valid[g] / task.positions, l = first_valid[g] % task.positions;
     const int64_t there = plan.rows ? plan.samples_of(g) * task.positions : task.positions;
-    const bool one = plan.doubles_only || task.mask != nullptr || there < enough;
+    const bool one = plan.doubles_summed || task.mask != nullptr || there < enough;
     const int64_t looked_at = one ? 1 : enough;
     if (plan.rows) {
       const T* row = x + first_valid[g] * task.channels + span.first;
@@ -131,7 +127,7 @@ struct Work {
   template <class Held, class Again>
   void merge_panel(int64_t g, int64_t panel, const Held& held, const Again& again) {
     channels.merge(g, plan.span_of_panel(panel));
-    if (plan.doubles_only) return;
+    if (plan.doubles_summed) return;
     for (int64_t column = plan.first_column(panel); column < plan.first_column(panel + 1); ++column) {
       if (in_doubles(g, column) || held(column)) continue;
       plan.scaled[g * plan.columns + column] = false;
@@ -240,7 +236,7 @@ struct Work {
   }
 
   void gradient_sums(int64_t g, int64_t column, int64_t chunk, bool keep) {
-    gradient_sums(g, column, chunk, keep, in_doubles(g, column));
+    gradient_sums(g, column, chunk, keep, summed_in_doubles(g, column));
   }
   void gradient_sums(int64_t g, int64_t column, int64_t chunk, bool keep, bool doubles) {
     double* u = cleared(g, column, chunk, 0);
@@ -249,7 +245,7 @@ struct Work {
     Stage<T> stage(plan, curved, doubles);
     stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
       if (stage.empty) return;  // what it keeps is not read either
-      const Gradient given = gradient_of(stage, block, k, doubles);
+      const Gradient given = gradient_of(stage, block, k, applied_in_doubles(g, column));
       const Tiles tiles = stage.tiles(block);
       with_types(stage.direct, doubles, [&]<class V, class E>(Types<V, E>) {
         with_gate(given.gate, [&](auto gate) {
@@ -273,7 +269,7 @@ struct Work {
 
   void gradient(int64_t g, int64_t column, int64_t chunk, bool centred, bool kept) {
     const Coefficients k = coefficients(g, column);
-    const bool doubles = in_doubles(g, column);
+    const bool doubles = plan.doubles_moved || in_doubles(g, column);
     Stage<T> stage(plan, curved, doubles);
     stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
       if (stage.empty) {
@@ -282,7 +278,7 @@ struct Work {
         return;
       }
       const Gradient given = kept ? Gradient{stage.kept(task.out, block, 4), stage.input(task.x, block, 0), {}, Gate::none}
-                                  : gradient_of(stage, block, k, doubles);
+                                  : gradient_of(stage, block, k, applied_in_doubles(g, column));
       const Runs dx = stage.output(task.out, block, 3);
       const Runs dresidual = task.dresidual == nullptr ? Runs{} : stage.output(task.dresidual, block, 5);
       gradient_any(stage.tiles(block), given, k, dx, dresidual, centred, stage.direct, doubles);
