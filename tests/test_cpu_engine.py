@@ -35,6 +35,7 @@ SHAPES = {
     "few channels": (2, 3, 200, 211),
     "planes": (5, 20, 41, 43),
     "short planes": (9, 300, 7, 7),
+    "planes that make rows": (33, 43, 5, 5),
     "rows": (700, 130),
     "few columns": (20011, 3),
     "wide rows": (40, 1500),
@@ -396,7 +397,8 @@ def test_more_elements_than_an_int32_counts(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(y.view(-1)[-1].item(), last, rtol=1e-2, atol=0)
 
 
-LARGE = (8, 6, 20, 41)  # enough values of a channel for its sums to run in float32
+# Enough values of a channel for its sums to run in float32; of the second a sample's channels are one row.
+LARGE = {"long planes": (8, 6, 20, 41), "short planes": (100, 18, 4, 6)}
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
@@ -405,35 +407,42 @@ LARGE = (8, 6, 20, 41)  # enough values of a channel for its sums to run in floa
     "values", [values for values in VALUES if values != "outlier"]
 )  # see docs/decisions_cpu.md
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
 def test_channels_of_any_scale_are_as_exact_as_torchs(
-    dtype: torch.dtype, values: str, layout: str, activation: str | None
+    shape: tuple[int, ...], dtype: torch.dtype, values: str, layout: str, activation: str | None
 ) -> None:
-    case = Case(values, LARGE, dtype, layout, values, torch.float32)
+    case = Case(values, shape, dtype, layout, values, torch.float32)
     for call in (Call(case, True, activation), Call(case, False, activation, with_residual=True)):
         assert complaints(call) == []
 
 
-def holes(kind: str) -> Tensor | None:
-    """Return which of (9, 64, 32) positions are valid: scattered ones, or the first ones of each sample."""
+def holes(kind: str, samples: int, *positions: int) -> Tensor | None:
+    """Return which positions are valid: all, scattered ones, or the first ones of each sample."""
     if kind == "whole":
         return None
     if kind == "scattered":
-        return made((9, 64, 32), 8) > 0
-    lengths = torch.tensor([2048, 0, 1, 1000, 2047, 128, 1024, 700, 1999])
-    return (torch.arange(2048) < lengths[:, None]).view(9, 64, 32)
+        return made((samples, *positions), 8) > 0
+    size = math.prod(positions)
+    lengths = torch.tensor([1.0, 0, 1 / size, 0.5, 1 - 1 / size, 0.06, 0.34, 0.98]).mul(size).round()
+    return (torch.arange(size) < lengths.repeat(samples)[:samples, None]).view(samples, *positions)
+
+
+BEYOND_CACHES = {"long planes": (9, 128, 64, 32), "short planes": (65, 512, 6, 6)}
 
 
 @pytest.mark.parametrize("kind", ["whole", "scattered", "lengths"])
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", BEYOND_CACHES.values(), ids=BEYOND_CACHES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_outputs_larger_than_the_cache(dtype: torch.dtype, layout: str, kind: str) -> None:
-    x, dy, residual = (made((9, 128, 64, 32), seed, dtype, layout) for seed in range(3))
-    mask = holes(kind)
+def test_outputs_larger_than_the_cache(dtype: torch.dtype, shape: tuple[int, ...], layout: str, kind: str) -> None:
+    samples, channels, *positions = shape
+    x, dy, residual = (made(shape, seed, dtype, layout) for seed in range(3))
+    mask = holes(kind, samples, *positions)
     masked = mask is not None
     if mask is not None:
         x, dy = (given.masked_fill(~mask[:, None], math.nan) for given in (x, dy))
-    setting = Setting(mask, [4, 5], EPS, RELU, 0.0)
-    weight, bias = parameters(128)
+    setting = Setting(mask, [samples // 2, samples - samples // 2], EPS, RELU, 0.0)
+    weight, bias = parameters(channels)
     extra = residual if masked else None
     y, *batch = formulas.train_forward(x.double(), weight, bias, None if extra is None else extra.double(), setting)
     given = (
@@ -448,5 +457,5 @@ def test_outputs_larger_than_the_cache(dtype: torch.dtype, layout: str, kind: st
     )
     true = [y, *batch, *(gradient for gradient in formulas.train_backward(*given) if gradient is not None)]
     for ours, theirs in zip(step(x, dy, extra, setting), true, strict=True):
-        scale = theirs.abs().max() if ours.dim() > 1 else dy.double().nan_to_num().abs().sum() / 128
+        scale = theirs.abs().max() if ours.dim() > 1 else dy.double().nan_to_num().abs().sum() / channels
         assert (ours.double() - theirs).abs().max() <= DTYPES[dtype] * scale

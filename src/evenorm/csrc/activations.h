@@ -191,7 +191,7 @@ struct GeluTanh {
 template <class S>
 struct Curve {
   void (*value)(S* z, int64_t count, S parameter);                   // in place
-  void (*slope)(const S* z, S* g, int64_t count, S parameter);       // g holds dy, and is multiplied by the slope
+  void (*slope)(const S* z, const S* dy, S* g, int64_t count, S parameter);  // g = dy times the slope
 };
 
 template <class A, class S>
@@ -200,8 +200,8 @@ void value_run(S* z, int64_t count, S parameter) {
 }
 
 template <class A, class S>
-void slope_run(const S* z, S* g, int64_t count, S parameter) {
-  for (int64_t i = 0; i < count; ++i) g[i] *= A::slope(z[i], parameter);
+void slope_run(const S* z, const S* __restrict dy, S* __restrict g, int64_t count, S parameter) {
+  for (int64_t i = 0; i < count; ++i) g[i] = dy[i] * A::slope(z[i], parameter);
 }
 
 template <class S, class... A>

@@ -86,8 +86,15 @@ struct Runs {
 
 struct Extent {
   int64_t rows, width;
-  int64_t ahead = 0;    // where, from each run, the run lies that comes next in memory but not in time; 0: nothing to fetch
+  int64_t ahead = 0;    // from each run or, of wide sums, each vector to what comes next in memory but not in time; 0: fetch nothing
   bool stream = false;  // write past the caches; all runs begin and end on a cache line then
+  const uint8_t* valid = nullptr;  // whether an element counts; null: all do
+  int64_t valid_stride = 0;        // from run to run
+
+  template <class V>
+  [[gnu::always_inline]] V if_valid(int64_t r, int64_t i, V value) const {
+    return valid == nullptr ? value : chosen(valid + r * valid_stride + i, value, V{});
+  }
 };
 
 // Short runs far apart are over before the processor sees a pattern to fetch ahead by.
@@ -118,10 +125,11 @@ template <class All, bool wide, class Before, class Body>
       for (int64_t r = 0; r < rows(); ++r) body(V{}, first + r, i, held);
     };
     int64_t i = 0;
-    for (; i + 2 * count <= extent.width; i += 2 * count) {
-      column(All{}, i);
-      column(All{}, i + count);
-    }
+    if constexpr (!wide)
+      for (; i + 2 * count <= extent.width; i += 2 * count) {
+        column(All{}, i);
+        column(All{}, i + count);
+      }
     for (; i + count <= extent.width; i += count) column(All{}, i);
     const bool again = extent.width >= count && !extent.stream;  // some of it once more
     if (i < extent.width && again) return column(All{}, extent.width - count);
@@ -156,13 +164,6 @@ template <class V, Gate gate, class E>
 template <class V>
 constexpr bool in_double = sizeof(lane_t<V>) == sizeof(double);
 
-// value * (factor + rest) + term: in float the factor's own rounding would cost half as much again as the arithmetic does.
-template <class V>
-[[gnu::always_inline]] inline V product(V value, V factor, V rest, V term) {
-  if constexpr (in_double<V>) return value * factor + term;
-  return value * factor + (value * rest + term);
-}
-
 template <class V, class E, bool wide, bool residual, bool relu>
 void normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, const Coefficients& k) {
   const auto fetch = [&](int64_t r) {
@@ -170,11 +171,20 @@ void normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, const Coef
   };
   const auto body = [&]<class U>(U, int64_t r, int64_t i, const Held<U>& held) __attribute__((always_inline)) {
     const U x = load<U>(xs.row<E>(r) + i);
-    U z = in_double<U> ? (x - held.mean) * held.scale + held.bias : product(x, held.scale, held.scale_rest, held.bias);
+    U z;
+    if constexpr (in_double<U>) z = (x - held.mean) * held.scale + held.bias;
+    else z = x * held.scale + (finite(x) * held.scale_rest + held.bias);  // an infinite x has no rest
     if constexpr (residual) z += load<U>(residuals.row<E>(r) + i);
-    put(relu ? positive_part(z) : z, ys.row<E>(r) + i, extent.stream);
+    put(extent.if_valid(r, i, relu ? positive_part(z) : z), ys.row<E>(r) + i, extent.stream);
   };
   for_each_vector<V, wide>(extent, k, fetch, body);
+}
+
+// value * (factor + rest) + term: in float the factor's own rounding would cost half as much again as the arithmetic does.
+template <class V>
+[[gnu::always_inline]] inline V product(V value, V factor, V rest, V term) {
+  if constexpr (in_double<V>) return value * factor + term;
+  return value * factor + (value * rest + term);
 }
 
 template <class V, class E, bool wide, Gate gate, bool centred>
@@ -187,11 +197,12 @@ void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Run
   };
   const auto body = [&]<class U>(U, int64_t r, int64_t i, const Held<U>& held) __attribute__((always_inline)) {
     const E* x = xs.row<E>(r) + i;
-    const U g = gated<U, gate>(dys.row<E>(r) + i, x, gate == Gate::output ? saveds.row<E>(r) + i : nullptr, held);
+    const U passed = gated<U, gate>(dys.row<E>(r) + i, x, gate == Gate::output ? saveds.row<E>(r) + i : nullptr, held);
+    const U g = extent.if_valid(r, i, passed);
     if (residual) put(g, dresiduals.row<E>(r) + i, extent.stream);
     U inner = g;
     if constexpr (centred) inner = g - product(load<U>(x) - held.mean, held.slope, held.slope_rest, held.offset);
-    put(product(inner, held.scale, held.scale_rest, U{}), dxs.row<E>(r) + i, extent.stream);
+    put(extent.if_valid(r, i, product(inner, held.scale, held.scale_rest, U{})), dxs.row<E>(r) + i, extent.stream);
   };
   for_each_vector<V, wide>(extent, k, fetch, body);
 }
@@ -205,31 +216,33 @@ struct Pair {
 
 template <class E>
 struct MomentTerms {
+  const Extent& extent;
   Runs xs;
   template <class V>
   [[gnu::always_inline]] Pair<V> at(int64_t r, int64_t i, const Held<V>& k) const {
-    const V d = load<V>(xs.row<E>(r) + i) - k.mean;
+    const V d = extent.if_valid(r, i, load<V>(xs.row<E>(r) + i) - k.mean);
     return {d, d};
   }
-  void fetch(int64_t r, const Extent& extent) const { fetch_ahead(xs.row<E>(r), extent); }
-  [[gnu::always_inline]] void ahead(int64_t r, int64_t i) const { __builtin_prefetch(xs.row<E>(r) + i); }
+  void fetch(int64_t r) const { fetch_ahead(xs.row<E>(r), extent); }
+  [[gnu::always_inline]] void fetch(int64_t r, int64_t i) const { __builtin_prefetch(xs.row<E>(r) + i + extent.ahead); }
 };
 
 template <Gate gate, class E>
 struct GradientTerms {
+  const Extent& extent;
   Runs dys, xs, saveds;
   template <class V>
   [[gnu::always_inline]] Pair<V> at(int64_t r, int64_t i, const Held<V>& k) const {
     const E* x = xs.row<E>(r) + i;
     const V g = gated<V, gate>(dys.row<E>(r) + i, x, gate == Gate::output ? saveds.row<E>(r) + i : nullptr, k);
-    return {g, load<V>(x) - k.mean};
+    return {extent.if_valid(r, i, g), extent.if_valid(r, i, load<V>(x) - k.mean)};
   }
-  [[gnu::always_inline]] void ahead(int64_t r, int64_t i) const {
-    __builtin_prefetch(xs.row<E>(r) + i);
-    __builtin_prefetch(dys.row<E>(r) + i);
-    if constexpr (gate == Gate::output) __builtin_prefetch(saveds.row<E>(r) + i);
+  [[gnu::always_inline]] void fetch(int64_t r, int64_t i) const {
+    __builtin_prefetch(xs.row<E>(r) + i + extent.ahead);
+    __builtin_prefetch(dys.row<E>(r) + i + extent.ahead);
+    if constexpr (gate == Gate::output) __builtin_prefetch(saveds.row<E>(r) + i + extent.ahead);
   }
-  void fetch(int64_t r, const Extent& extent) const {
+  void fetch(int64_t r) const {
     fetch_ahead(dys.row<E>(r), extent);
     fetch_ahead(xs.row<E>(r), extent);
     if constexpr (gate == Gate::output) fetch_ahead(saveds.row<E>(r), extent);
@@ -239,7 +252,8 @@ struct GradientTerms {
 // Narrow: four accumulators of each sum hide the latency of the adder (4 cycles, 2 ports). Those in float take a few terms each
 // before they are emptied into double, so that their rounding stays below that of the terms.
 template <class V, class Terms>
-void narrow_sums(Extent extent, const Terms& terms, const Coefficients& k, double* u_sum, double* uv_sum) {
+void narrow_sums(const Terms& terms, const Coefficients& k, double* u_sum, double* uv_sum) {
+  const Extent& extent = terms.extent;
   constexpr int64_t count = Parts<V>::count;
   constexpr int few = sizeof(lane_t<V>) == sizeof(float) ? 8 : 1 << 30;
   const auto held = hold<V, false>(k, 0);
@@ -259,7 +273,7 @@ void narrow_sums(Extent extent, const Terms& terms, const Coefficients& k, doubl
     uv[a] += pair.u * pair.v;
   };
   for (int64_t r = 0; r < extent.rows; ++r) {
-    terms.fetch(r, extent);
+    terms.fetch(r);
     int64_t i = 0;
     for (; i + 4 * count <= extent.width; i += 4 * count) {
 #pragma GCC unroll 4
@@ -289,11 +303,14 @@ void narrow_sums(Extent extent, const Terms& terms, const Coefficients& k, doubl
   *uv_sum += total(uv_all) + uv_tail;
 }
 
+constexpr int64_t summed_together = 16;  // rows
+
 // Wide: a vector of channels stays in registers over some rows, so that the sums are not read and written for every row. To the
 // processor these are many runs, of which it fetches none ahead by itself when they come from beyond its caches.
 template <class V, class Terms>
-void wide_sums(Extent extent, const Terms& terms, const Coefficients& k, double* u_sum, double* uv_sum) {
-  constexpr int64_t together = 16, count = Parts<V>::count;
+void wide_sums(const Terms& terms, const Coefficients& k, double* u_sum, double* uv_sum) {
+  const Extent& extent = terms.extent;
+  constexpr int64_t together = summed_together, count = Parts<V>::count;
   for (int64_t first = 0; first < extent.rows; first += together) {
     const int64_t last = first + together < extent.rows ? first + together : extent.rows;
     const auto column = [&]<class U>(U, int64_t i) __attribute__((always_inline)) {
@@ -301,7 +318,7 @@ void wide_sums(Extent extent, const Terms& terms, const Coefficients& k, double*
       U u = {}, uv = {};
 #pragma GCC unroll 4
       for (int64_t r = first; r < last; ++r) {
-        if constexpr (Parts<U>::count > 1) terms.ahead(r + together, i);
+        if constexpr (Parts<U>::count > 1) terms.fetch(r, i);
         const auto pair = terms.at(r, i, held);
         u += pair.u;
         uv += pair.u * pair.v;
@@ -312,15 +329,6 @@ void wide_sums(Extent extent, const Terms& terms, const Coefficients& k, double*
     int64_t i = 0;
     for (; i + count <= extent.width; i += count) column(V{}, i);
     for (; i < extent.width; ++i) column(lane_t<V>{}, i);
-  }
-}
-
-template <class V, bool wide, class Terms>
-inline void pair_sums(Extent extent, const Terms& terms, const Coefficients& k, double* u_sum, double* uv_sum) {
-  if constexpr (wide) {
-    wide_sums<V>(extent, terms, k, u_sum, uv_sum);
-  } else {
-    narrow_sums<V>(extent, terms, k, u_sum, uv_sum);
   }
 }
 

@@ -87,16 +87,9 @@ struct Channels {
   // Few channels are computed `repeat` rows at a time, as one wide row; they are a single panel then.
   void repeat(int64_t g, std::initializer_list<Kind> written) const {
     if (plan.repeat == 1) return;
-    const auto fill = [&](auto* row) {
-      for (int64_t done = task.channels; done < plan.wide;) {
-        const int64_t more = smaller(done, plan.wide - done);
-        std::memcpy(row + done, row, size_t(more) * sizeof *row);
-        done += more;
-      }
-    };
     for (const Kind kind : written) {
-      fill(doubles(g, kind, 0));
-      if (!plan.doubles_only) fill(singles(g, kind, 0));
+      repeat_to(doubles(g, kind, 0), task.channels, plan.wide);
+      if (!plan.doubles_only) repeat_to(singles(g, kind, 0), task.channels, plan.wide);
     }
   }
 

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #if defined(__AVX__)
@@ -30,6 +31,8 @@ typedef int64_t Longs __attribute__((vector_size(lanes * 8)));
 typedef int32_t Integers __attribute__((vector_size(lanes * 8)));
 typedef uint32_t Words __attribute__((vector_size(lanes * 8)));
 typedef uint16_t Shorts __attribute__((vector_size(lanes * 4)));  // as many as Singles
+typedef uint8_t Bytes __attribute__((vector_size(lanes * 2)));    // as many as Singles
+typedef uint8_t FewBytes __attribute__((vector_size(lanes)));     // as many as Doubles
 
 // What a vector is made of. The end of a loop is computed on one number at a time, by the same formula.
 template <class V>
@@ -41,12 +44,14 @@ template <>
 struct Parts<Doubles> {
   using Lane = double;
   using Lanes = Longs;
+  using Marks = FewBytes;
   static constexpr int count = lanes;
 };
 template <>
 struct Parts<Singles> {
   using Lane = float;
   using Lanes = Integers;
+  using Marks = Bytes;
   static constexpr int count = 2 * lanes;
 };
 template <class V>
@@ -235,6 +240,39 @@ template <class V>
   Lanes lane;
   for (int i = 0; i < Parts<V>::count; ++i) lane[i] = i;
   return lane < Lanes{} + (Parts<V>::count - int(count)) ? V{} : value;
+}
+
+// By selecting, not by branching: no processor foresees a mask.
+template <class V>
+[[gnu::always_inline]] inline V chosen(const uint8_t* marks, V where_set, V otherwise) {
+  if constexpr (Parts<V>::count == 1) {
+    return *marks ? where_set : otherwise;
+  } else {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(lane_t<V>) == sizeof(float)) {
+      const __m128i given = _mm_loadu_si128(reinterpret_cast<const __m128i*>(marks));
+      return (V)_mm512_mask_blend_ps(_mm_test_epi8_mask(given, given), (__m512)otherwise, (__m512)where_set);
+    } else {
+      const __m128i given = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(marks));
+      return (V)_mm512_mask_blend_pd(__mmask8(_mm_test_epi8_mask(given, given)), (__m512d)otherwise, (__m512d)where_set);
+    }
+#else
+    typename Parts<V>::Marks given;
+    std::memcpy(&given, marks, sizeof given);
+    return __builtin_convertvector(given, typename Parts<V>::Lanes) != 0 ? where_set : otherwise;
+#endif
+  }
+}
+
+// The nearest finite number; NaN becomes any.
+template <class V>
+[[gnu::always_inline]] inline V finite(V value) {
+  constexpr lane_t<V> most = std::numeric_limits<lane_t<V>>::max();
+#if defined(__AVX512DQ__)
+  if constexpr (std::is_same_v<V, Singles>) return (V)_mm512_range_ps((__m512)value, _mm512_set1_ps(most), 2);
+#endif
+  const V bounded = value < V{} + most ? value : V{} + most;
+  return bounded > V{} - most ? bounded : V{} - most;
 }
 
 struct TwoDoubles {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <cstring>
 
 #include "blocks.h"
 #include "engine.h"
@@ -17,6 +18,7 @@ using evenorm::Task;
 
 constexpr int64_t chunk_elements = 16384;   // two or three operands of a chunk fit the level 2 cache together
 constexpr int64_t block_elements = 2048;    // what is staged at a time: the three or four buffers in use fit the level 1 cache
+constexpr int64_t marked_elements = 8192;   // of masked rows at a time, whose marks are spread beside them
 constexpr int64_t widest_panel = 256;       // channels whose sums, coefficients and some rows fit the level 1 cache
 constexpr int64_t short_channel = 4096;     // values: of shorter channels some make a panel,
 constexpr int64_t most_columns = 16;        // up to this many
@@ -26,14 +28,16 @@ constexpr int64_t fewest_cancelling = 32;   // and of fewer than this in the gra
 constexpr int64_t streamed_bytes = 4 << 20; // of an output; it would push out of the cache what is read in this pass
 constexpr int64_t serial_elements = 32768;  // up to this a second thread costs more than it brings
 constexpr int64_t fetched_plane = 512;      // planes up to this are over before the processor fetches ahead by itself
-constexpr int64_t short_plane = 64;         // planes shorter than this are gathered before they are computed on
+constexpr int64_t short_plane = 64;         // planes shorter than this are gathered before they are computed on,
 constexpr int64_t short_in_cache = 32;      // or shorter than this where the tensor lies in the cache:
 constexpr int64_t cached_elements = 1 << 18;
-constexpr int64_t split_plane = 896;        // shorter masked planes are gathered whole: a part of one costs as much as 100 elements
+constexpr int64_t longest_spread = 128;     // planes up to this are rows of some channels, if there are
+constexpr int64_t fewest_spread = 8;        // samples or more, which share the work of spreading coefficients
+constexpr int64_t widest_spread = 1024;     // elements of such a row
 
 struct Unit {
   int64_t offset, rows, width, stride;  // `rows` runs of `width` elements, `stride` apart
-  int64_t position;                     // of its first element in the mask
+  int64_t position;                     // of its first run in the mask; where a sample is a row, that sample
 };
 
 struct Span {
@@ -44,10 +48,20 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Fills a row with copies of how it begins.
+template <class Number>
+inline void repeat_to(Number* row, int64_t begun, int64_t whole) {
+  for (int64_t more; begun < whole; begun += more) {
+    more = smaller(begun, whole - begun);
+    std::memcpy(row + begun, row, size_t(more) * sizeof *row);
+  }
+}
+
 struct Plan {
   const Task& task;
   bool rows = false;
   int64_t repeat = 1;       // rows of few channels are computed `repeat` at a time, as one wide row
+  int64_t spread = 1;       // elements of a row for each channel: the planes of a sample's channels are one row where they are short
   int64_t wide = 0;         // coefficients of a group: channels * repeat
   int64_t panels = 1, panel_width = 1;
   int64_t columns = 1, column_width = 1, columns_together = 1;  // the last: those of a panel
@@ -70,6 +84,7 @@ struct Plan {
   float* singles = nullptr;        // (groups, kinds, wide)
   uint8_t* scaled = nullptr;       // (groups, columns): all channels are scaled well enough for float,
   uint8_t* near = nullptr;         // and for all of them z is
+  uint8_t* marks = nullptr;        // (samples, column_width * spread): the mask of a sample for each of its channels
   void* memory = nullptr;
 
   explicit Plan(const Task& given);
@@ -77,6 +92,7 @@ struct Plan {
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
+  int64_t rows_of_sample() const { return spread > 1 ? 1 : task.positions; }
   int64_t samples_of(int64_t g) const { return task.starts[g + 1] - task.starts[g]; }
   int64_t chunks() const { return chunk_start[task.groups]; }
   Span span(int64_t first, int64_t width) const { return {first, smaller(width, task.channels - first)}; }
@@ -99,7 +115,9 @@ struct Plan {
 
   Unit unit(int64_t g, int64_t column, int64_t chunk) const;
   int64_t chunks_in(int64_t g) const;
+  void spread_mask();
   void choose_rows();
+  bool choose_spread();
 };
 
 inline int64_t common_divisor(int64_t a, int64_t b) { return b == 0 ? a : common_divisor(b, a % b); }
@@ -110,6 +128,9 @@ inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
   length = task.positions;
   if (rows) {
     choose_rows();
+  } else if (choose_spread()) {
+    rows = true;
+    fused = serial || panels * task.groups >= 8 * task.threads;
   } else {
     columns = task.channels;
     columns_together = larger(1, smaller(most_columns, short_channel / larger(1, task.samples * length)));
@@ -124,7 +145,8 @@ inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
   }
   wide = task.channels * repeat;
 
-  const int64_t run = rows ? task.channels * repeat : length, bytes = evenorm::bytes_of(task.type);
+  const int64_t run = spread > 1 ? common_divisor(task.channels, column_width) * spread : rows ? task.channels * repeat : length;
+  const int64_t bytes = evenorm::bytes_of(task.type);
   const uintptr_t outputs = reinterpret_cast<uintptr_t>(task.out) | reinterpret_cast<uintptr_t>(task.dresidual);
   const bool whole_lines = outputs % 64 == 0 && run * bytes % 64 == 0 && (repeat == 1 || task.groups == 1);
   stream = streams && whole_lines && task.out != nullptr && elements * bytes >= streamed_bytes;
@@ -137,7 +159,8 @@ inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
   for (int64_t g = 0; g < task.groups; ++g) total += chunks_in(g);
   const int64_t per_group = (kinds + 1) * wide, floats = doubles_only ? 0 : task.groups * kinds * wide;
   const int64_t doubles = total * 2 * wide + task.groups * (per_group + 1) + 1;
-  memory = std::malloc(size_t(doubles) * sizeof(double) + size_t(floats) * sizeof(float) + size_t(2 * task.groups * columns));
+  const int64_t flags = task.groups * columns, marked = task.mask == nullptr || spread == 1 ? 0 : task.samples * column_width * spread;
+  memory = std::malloc(size_t(doubles) * sizeof(double) + size_t(floats) * sizeof(float) + size_t(2 * flags + marked));
   failed = memory == nullptr;
   if (failed) return;
   chunk_start = static_cast<int64_t*>(memory);
@@ -146,7 +169,11 @@ inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
   partial = inverse + task.groups * wide;
   singles = reinterpret_cast<float*>(partial + total * 2 * wide);
   scaled = reinterpret_cast<uint8_t*>(singles + floats);
-  near = scaled + task.groups * columns;
+  near = scaled + flags;
+  if (marked > 0) {
+    marks = near + flags;
+    spread_mask();
+  }
   chunk_start[0] = 0;
   for (int64_t g = 0; g < task.groups; ++g) chunk_start[g + 1] = chunk_start[g] + chunks_in(g);
 }
@@ -162,9 +189,29 @@ inline void Plan::choose_rows() {
   panels = columns = divide_up(channels, panel_width);
 }
 
+// As many channels as make whole vectors, so that no row has an end.
+inline bool Plan::choose_spread() {
+  const int64_t line = 64 / evenorm::bytes_of(task.type), least = line / common_divisor(length, line);
+  if (length < 2 || length > longest_spread || least * length > widest_spread || task.channels < least) return false;
+  if (task.samples < fewest_spread * task.groups) return false;
+  spread = length;
+  panel_width = column_width = smaller(task.channels, widest_spread / (least * length) * least);
+  panels = columns = divide_up(task.channels, column_width);
+  per_chunk = larger(1, chunk_elements / (column_width * length));
+  return true;
+}
+
+inline void Plan::spread_mask() {
+  const int64_t width = column_width * spread;
+  for (int64_t n = 0; n < task.samples; ++n) {
+    std::memcpy(marks + n * width, task.mask + n * spread, size_t(spread));
+    repeat_to(marks + n * width, spread, width);
+  }
+}
+
 inline int64_t Plan::chunks_in(int64_t g) const {
   const int64_t samples = samples_of(g);
-  if (rows) return divide_up(samples * task.positions, per_chunk);
+  if (rows) return divide_up(samples * rows_of_sample(), per_chunk);
   if (task.channels == 1) return divide_up(samples * length, chunk_elements);
   return length == 0 ? 0 : divide_up(samples, per_chunk) * segments;
 }
@@ -172,10 +219,10 @@ inline int64_t Plan::chunks_in(int64_t g) const {
 inline Unit Plan::unit(int64_t g, int64_t column, int64_t chunk) const {
   const int64_t c = task.channels, first = task.starts[g];
   if (rows) {
-    const int64_t row = first * task.positions + chunk * per_chunk;
-    const int64_t count = smaller(per_chunk, task.starts[g + 1] * task.positions - row);
+    const int64_t row = first * rows_of_sample() + chunk * per_chunk;
+    const int64_t count = smaller(per_chunk, task.starts[g + 1] * rows_of_sample() - row);
     const Span across = span_of(column);
-    return {row * c + across.first, count, across.count, c, row};
+    return {(row * c + across.first) * spread, count, across.count * spread, c * spread, row};
   }
   if (c == 1) {
     const int64_t from = first * length + chunk * chunk_elements;

@@ -1,8 +1,8 @@
-// Blocks of operands as the arithmetic wants them: in float or double, valid everywhere, in runs that are not too short.
+// Blocks of operands as the arithmetic wants them: in float or double, in runs that are not too short, with a mark for each element.
 //
-// Where memory already looks like that, a block is computed on in place. Short planes, half precision where its channel is badly
-// scaled or its activation curved, and what a mask has holes in, are gathered into buffers in the level 1 cache and scattered back;
-// so there is one set of loops, not one for each of them.
+// Where memory already looks like that, a block is computed on in place. Short planes of few channels or samples, and half precision
+// where its channel is badly scaled or its activation curved, are gathered into buffers in the level 1 cache and scattered back; so
+// there is one set of loops, not one for each of them.
 #pragma once
 
 #include <cstring>
@@ -39,13 +39,15 @@ template <class T>
 struct Stage {
   using S = compute_t<T>;
   const Plan& plan;
-  const bool curved, in_place;  // in_place: a block without holes is computed on where it lies
-  bool direct;                  // this one is
-  bool empty = false;           // it holds nothing valid
+  const bool curved, direct;  // direct: a block is computed on where it lies
   alignas(64) S buffer[6][block_elements + 16];  // apart by no power of two: equal low bits of addresses make loads wait
+  // Which elements of a block are valid, where the mask does not tell it as it lies; a row is written past its end.
+  alignas(64) uint8_t marks[marked_elements + sizeof(Bytes)];
+  const uint8_t* valid = nullptr;
+  int64_t valid_stride = 0;
 
   Stage(const Plan& given, bool is_curved, bool in_doubles)
-      : plan(given), curved(is_curved), in_place(fits_in_place(given, is_curved, in_doubles)), direct(in_place) {}
+      : plan(given), curved(is_curved), direct(fits_in_place(given, is_curved, in_doubles)) {}
 
   static bool fits_in_place(const Plan& plan, bool curved, bool in_doubles) {
     const bool cached = plan.task.samples * plan.task.channels * plan.length <= cached_elements;
@@ -58,79 +60,68 @@ struct Stage {
 
   template <class F>
   void for_each_block(const Unit& unit, F&& work) {
-    if (plan.task.mask == nullptr) return cut(unit, work);
-    if (!in_place || (!plan.rows && plan.length < split_plane)) {
-      direct = false;
-      return cut(unit, work);
-    }
-    const int64_t spans = plan.rows ? 1 : unit.rows, count = plan.rows ? unit.rows : unit.width;
-    for (int64_t r = 0; r < spans; ++r) {
-      const uint8_t* valid = mask_of(unit, r);
-      for (int64_t i = 0; i < count;) {
-        const int64_t end = i + even_part(valid + i, count - i, larger(1, unit.width));
-        if (plan.rows) cut(Unit{unit.offset + i * unit.stride, end - i, unit.width, unit.stride, unit.position + i}, work);
-        else cut(Unit{unit.offset + r * unit.stride + i, 1, end - i, unit.stride, unit.position + r * plan.length + i}, work);
-        i = end;
-      }
-    }
+    const bool masked = plan.task.mask != nullptr;
+    const bool whole = direct && !curved;  // in place a unit is one block, unless an activation needs z beside it
+    if (whole && !(masked && plan.rows && plan.spread == 1)) return mark_and(work)(unit);
+    cut(unit, whole ? marked_elements : block_elements, mark_and(work));
   }
 
-  // The length of a first part of a mask: valid throughout and worth computing in place, or nowhere, or else what comes before
-  // such a part. Parts begin where an output may be streamed from.
-  int64_t even_part(const uint8_t* valid, int64_t count, int64_t width) {
-    const int64_t line = plan.rows ? plan.repeat : int64_t(64 / sizeof(T)), grain = plan.stream ? line : 1;
-    const int64_t shortest = plan.rows ? larger(2 * grain, divide_up(4 * short_plane, width)) : 2 * short_plane;
-    const int64_t run = run_of(valid, count), whole = run == count ? run : run / grain * grain;
-    direct = whole >= shortest && valid[0] != 0;
-    empty = whole >= shortest && valid[0] == 0;
-    if (direct || empty) return whole;
-    const int64_t next = divide_up(run, grain) * grain;
-    if (next < count && run_of(valid + next, count - next) >= shortest) return next;
-    return smaller(count, plan.rows ? larger(1, block_elements / width / grain) * grain : block_elements);
-  }
-
-  static int64_t run_of(const uint8_t* valid, int64_t count) {
-    const void* end = std::memchr(valid, valid[0] == 0, size_t(count));
-    return end == nullptr ? count : static_cast<const uint8_t*>(end) - valid;
-  }
-
-  // Zeros for an output of a block that holds nothing valid.
-  void clear(void* base, const Unit& block) const {
-    T* to = static_cast<T*>(base) + block.offset;
-    for (int64_t r = 0; r < block.rows; ++r) std::memset(static_cast<void*>(to + r * block.stride), 0, sizeof(T) * size_t(block.width));
-  }
-
-  // In place a unit is one block, unless an activation needs z beside it.
   template <class F>
-  void cut(const Unit& unit, F&& work) const {
-    constexpr int64_t limit = block_elements;
-    if ((direct && !curved) || empty) return work(unit);
+  auto mark_and(F& work) {
+    return [this, &work](const Unit& block) {
+      mark(block);
+      work(block);
+    };
+  }
+
+  template <class F>
+  void cut(const Unit& unit, int64_t limit, F&& work) const {
     if (unit.width > limit) {
       for (int64_t r = 0; r < unit.rows; ++r)
         for (int64_t i = 0; i < unit.width; i += limit)
           work(Unit{unit.offset + r * unit.stride + i, 1, smaller(limit, unit.width - i), unit.stride,
-                    unit.position + (plan.rows ? r : r * plan.length + i)});
+                    unit.position + r * plan.length + i});
       return;
     }
     const int64_t fit = limit / larger(1, unit.width);
     const int64_t count = larger(1, plan.rows ? fit / plan.repeat * plan.repeat : fit);
     for (int64_t r = 0; r < unit.rows; r += count)
-      work(Unit{unit.offset + r * unit.stride, smaller(count, unit.rows - r), unit.width, unit.stride,
-                unit.position + (plan.rows ? r : r * plan.length)});
+      work(Unit{unit.offset + r * unit.stride, smaller(count, unit.rows - r), unit.width, unit.stride, unit.position + (plan.rows ? r : r * plan.length)});
+  }
+
+  // Long planes and samples that are rows have marks beside them; the others' are put there.
+  void mark(const Unit& block) {
+    if (plan.task.mask == nullptr) return;
+    const uint8_t* from = plan.task.mask + block.position;
+    if (plan.spread > 1) {
+      valid_stride = plan.column_width * plan.spread;
+      valid = plan.marks + block.position * valid_stride;
+      return;
+    }
+    valid = plan.rows || !direct ? marks : from;
+    valid_stride = plan.rows || !direct ? block.width : plan.length;
+    if (valid == from) return;
+    for (int64_t r = 0; r < block.rows; ++r) {
+      uint8_t* to = marks + r * block.width;
+      if (plan.rows) {  // a call would take longer than a short row
+        const Bytes all = from[r] - Bytes{};
+        for (int64_t i = 0; i < block.width; i += int64_t(sizeof all)) std::memcpy(to + i, &all, sizeof all);
+      } else {
+        std::memcpy(to, from + r * plan.length, size_t(block.width));
+      }
+    }
   }
 
   Tiles tiles(const Unit& block) const {
-    if (!plan.rows && !direct) return {{{{1, block.rows * block.width}, 0, 1}, {}}, 1};
-    const int64_t repeat = plan.repeat;
-    if (repeat == 1) return {{{{block.rows, block.width, direct ? plan.ahead : 0, direct && stream()}, 0, 1}, {}}, 1};
+    const int64_t repeat = plan.repeat, all = block.rows * block.width;
+    if (!plan.rows && !direct) return {{{{1, all, 0, false, valid, 0}, 0, 1}, {}}, 1};
+    const bool streamed = direct && stream();
+    const int64_t ahead = !direct ? 0 : !plan.rows ? plan.ahead : plan.spread > 1 ? block.width : summed_together * block.stride * repeat;
+    if (repeat == 1) return {{{{block.rows, block.width, ahead, streamed, valid, valid_stride}, 0, 1}, {}}, 1};
     const int64_t whole = block.rows / repeat, done = whole * repeat * block.width;
-    const Tile head{{whole, block.width * repeat, 0, direct && stream()}, 0, repeat};
-    const Tile tail{{1, (block.rows - whole * repeat) * block.width}, done, 1};
+    const Tile head{{whole, block.width * repeat, ahead, streamed, valid, valid_stride * repeat}, 0, repeat};
+    const Tile tail{{1, all - done, 0, false, valid == nullptr ? nullptr : valid + done, 0}, done, 1};
     return {{head, tail}, 2};
-  }
-
-  const uint8_t* mask_of(const Unit& block, int64_t r) const {
-    return plan.task.mask + block.position + (plan.rows ? r : r * plan.length);
   }
 
   // What an earlier pass has left in an output, with no conversion: for g, which lies where dx will.
@@ -145,49 +136,19 @@ struct Stage {
     return {buffer[slot], block.width};
   }
 
-  // `fill` is what stands at invalid positions: a coefficient for each channel, or null for 0.
-  Runs input(const void* base, const Unit& block, int slot, const double* fill = nullptr) {
+  Runs input(const void* base, const Unit& block, int slot) {
     const T* from = static_cast<const T*>(base) + block.offset;
     if (direct) return {const_cast<T*>(from), block.stride};
     S* to = buffer[slot];
-    const bool masked = plan.task.mask != nullptr;
-    if (plan.rows && block.stride == block.width) {
+    if (block.stride == block.width) {
       widen_run(from, to, block.rows * block.width);
     } else {
       for (int64_t r = 0; r < block.rows; ++r) {
         fetch_ahead(from + r * block.stride, {1, block.width, plan.ahead});
-        if (masked && !plan.rows) {
-          widen_valid(from + r * block.stride, to + r * block.width, mask_of(block, r), block.width, fill);
-        } else {
-          widen_run(from + r * block.stride, to + r * block.width, block.width);
-        }
+        widen_run(from + r * block.stride, to + r * block.width, block.width);
       }
     }
-    if (masked && plan.rows) blank_rows(to, block, fill);
     return {to, block.width};
-  }
-
-  static void widen_valid(const T* __restrict from, S* __restrict to, const uint8_t* valid, int64_t width, const double* fill) {
-    const S blank = fill == nullptr ? S(0) : S(*fill);
-    for (int64_t i = 0; i < width; ++i) to[i] = valid[i] ? S(widen(from[i])) : blank;
-  }
-
-  // By selecting, not by branching: no processor foresees a mask, and a row of few channels takes less time than a wrong guess.
-  void blank_rows(S* data, const Unit& block, const double* fill) const {
-    using V = vector_t<S>;
-    const uint8_t* valid = mask_of(block, 0);
-    for (int64_t r = 0; r < block.rows; ++r) {
-      S* row = data + r * block.width;
-      const auto keep = typename Parts<V>::Lanes{} - valid[r];
-      int64_t i = 0;
-      for (; i + Parts<V>::count <= block.width; i += Parts<V>::count) {
-        S blank[Parts<V>::count] = {};
-        if (fill != nullptr)
-          for (int lane = 0; lane < Parts<V>::count; ++lane) blank[lane] = S(fill[i + lane]);
-        store(keep ? load<V>(row + i) : load<V>(blank), row + i);
-      }
-      for (; i < block.width; ++i) row[i] = valid[r] ? row[i] : (fill == nullptr ? S(0) : S(fill[i]));
-    }
   }
 
   Runs output(void* base, const Unit& block, int slot) {
@@ -195,22 +156,24 @@ struct Stage {
     return {buffer[slot], block.width};
   }
 
-  void finish_output(void* base, const Unit& block, int slot) {
-    if (direct) return;
-    T* to = static_cast<T*>(base) + block.offset;
-    const bool masked = plan.task.mask != nullptr;
-    if (masked && plan.rows) blank_rows(buffer[slot], block, nullptr);
-    if (plan.rows && block.stride == block.width) return copy_out(buffer[slot], to, block.rows * block.width, stream());
+  // 0 where nothing is valid: an activation of 0 may be something else.
+  void clear_invalid(Runs values, const Unit& block) const {
+    if (valid == nullptr) return;
     for (int64_t r = 0; r < block.rows; ++r) {
-      S* run = buffer[slot] + r * block.width;
-      if (!stream()) fetch_ahead(to + r * block.stride, {1, block.width, plan.ahead});
-      if (masked && !plan.rows) keep_valid(run, mask_of(block, r), block.width);
-      copy_out(run, to + r * block.stride, block.width, stream());
+      S* __restrict run = values.row<S>(r);
+      const uint8_t* __restrict counts = valid + r * valid_stride;
+      for (int64_t i = 0; i < block.width; ++i) run[i] = counts[i] ? run[i] : S(0);
     }
   }
 
-  static void keep_valid(S* __restrict run, const uint8_t* __restrict valid, int64_t width) {
-    for (int64_t i = 0; i < width; ++i) run[i] = valid[i] ? run[i] : S(0);
+  void finish_output(void* base, const Unit& block, int slot) {
+    if (direct) return;
+    T* to = static_cast<T*>(base) + block.offset;
+    if (block.stride == block.width) return copy_out(buffer[slot], to, block.rows * block.width, stream());
+    for (int64_t r = 0; r < block.rows; ++r) {
+      if (!stream()) fetch_ahead(to + r * block.stride, {1, block.width, plan.ahead});
+      copy_out(buffer[slot] + r * block.width, to + r * block.stride, block.width, stream());
+    }
   }
 };
 

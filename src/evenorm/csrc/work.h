@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "channels.h"
+#include "spread.h"
 #include "stage.h"
 
 namespace {
@@ -61,10 +62,10 @@ struct Work {
     constexpr int64_t enough = 8;
     const T* x = static_cast<const T*>(task.x);
     const int64_t n = first_valid[g] / task.positions, l = first_valid[g] % task.positions;
-    const int64_t there = plan.rows ? plan.samples_of(g) * task.positions : task.positions;
+    const int64_t there = task.rows ? plan.samples_of(g) * task.positions : task.positions;
     const bool one = plan.doubles_summed || task.mask != nullptr || there < enough;
     const int64_t looked_at = one ? 1 : enough;
-    if (plan.rows) {
+    if (task.rows) {
       const T* row = x + first_valid[g] * task.channels + span.first;
       for (int64_t r = 0; r < looked_at; ++r)
         for (int64_t i = 0; i < span.count; ++i) shift[i] += widen(row[r * task.channels + i]);
@@ -96,29 +97,34 @@ struct Work {
   }
   const int64_t* first_valid = nullptr;
 
-  double* cleared(int64_t g, int64_t column, int64_t chunk, int which) {
-    const Span span = plan.span_of(column);
-    double* at = plan.sums(plan.chunk_start[g] + chunk, which) + span.first;
-    const int64_t count = span.count * plan.repeat;
-    for (int64_t i = 0; i < count; ++i) at[i] = 0;
-    return at;
+  double* sums_of(int64_t g, int64_t column, int64_t chunk, int which) const {
+    return plan.sums(plan.chunk_start[g] + chunk, which) + plan.span_of(column).first;
+  }
+
+  // Calls add(u, uv), which adds to the two sums of one unit.
+  template <class Add>
+  void with_sums(int64_t g, int64_t column, int64_t chunk, Spread& spread, const Add& add) {
+    double *u = sums_of(g, column, chunk, 0), *uv = sums_of(g, column, chunk, 1);
+    add(spread.cleared(0, u), spread.cleared(1, uv));
+    spread.finish(0, u);
+    spread.finish(1, uv);
   }
 
   void moment_sums(int64_t g, int64_t column, int64_t chunk, bool doubles) {
-    double* u = cleared(g, column, chunk, 0);
-    double* uv = cleared(g, column, chunk, 1);
-    const Coefficients k = coefficients(g, column);
+    Spread spread(plan, plan.span_of(column), coefficients(g, column));
+    spread.fill(doubles, {mean_kind});
+    const Coefficients k = spread.coefficients();
     Stage<T> stage(plan, false, doubles);
-    stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
-      if (stage.empty) return;
-      const Runs x = stage.input(task.x, block, 0, k.doubles);
-      with_types(stage.direct, doubles, [&]<class V, class E>(Types<V, E>) {
+    with_sums(g, column, chunk, spread, [&](double* u, double* uv) {
+      stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
+        const Runs x = stage.input(task.x, block, 0);
         const Tiles tiles = stage.tiles(block);
-        for (int t = 0; t < tiles.count; ++t) {
-          const MomentTerms<E> terms{seen<E>(x, tiles.tile[t])};
-          plan.rows ? wide_sums<V>(tiles.tile[t].extent, terms, k, u, uv)
-                    : narrow_sums<V>(tiles.tile[t].extent, terms, k, u, uv);
-        }
+        with_types(stage.direct, doubles, [&]<class V, class E>(Types<V, E>) {
+          for (int t = 0; t < tiles.count; ++t) {
+            const MomentTerms<E> terms{tiles.tile[t].extent, seen<E>(x, tiles.tile[t])};
+            plan.rows ? wide_sums<V>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
+          }
+        });
       });
     });
   }
@@ -183,19 +189,27 @@ struct Work {
     });
   }
 
+  static void fill_apply(Spread& spread, bool doubles) {
+    if (doubles) spread.fill(true, {mean_kind, scale_kind, bias_kind});
+    else spread.fill(false, {scale_kind, scale_rest_kind, bias_kind});
+  }
+
   void apply(int64_t g, int64_t column, int64_t chunk) {
-    const Coefficients k = coefficients(g, column);
     const bool doubles = applied_in_doubles(g, column);
+    Spread spread(plan, plan.span_of(column), coefficients(g, column));
+    fill_apply(spread, doubles);
+    const Coefficients k = spread.coefficients();
     Stage<T> stage(plan, curved, doubles);
     stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
-      if (stage.empty) return stage.clear(task.out, block);
       const Runs x = stage.input(task.x, block, 0);
       const Runs residual = task.extra == nullptr ? Runs{} : stage.input(task.extra, block, 1);
       const Runs y = stage.output(task.out, block, 2);
       normalize_any(stage.tiles(block), x, residual, y, k, task.activation == relu_code, stage.direct, doubles);
-      if (curved)
+      if (curved) {
         for (int64_t r = 0; r < block.rows; ++r)
           curve<S>(task.activation).value(y.row<S>(r), block.width, S(task.parameter));
+        stage.clear_invalid(y, block);
+      }
       stage.finish_output(task.out, block, 2);
     });
     if (plan.stream) finish_streams();
@@ -216,13 +230,9 @@ struct Work {
     }
     const Runs z{stage.buffer[3], block.width}, g{stage.buffer[4], block.width};
     if (!task.extra_is_output) normalize_any(stage.tiles(block), x, saved, z, k, false, stage.direct, doubles);
-    const auto copy_rows = [&](Runs from, Runs to) {
-      for (int64_t r = 0; r < block.rows; ++r)
-        for (int64_t i = 0; i < block.width; ++i) to.row<S>(r)[i] = from.row<S>(r)[i];
-    };
-    if (task.extra_is_output) copy_rows(saved, z);
-    copy_rows(dy, g);
-    curve<S>(task.activation).slope(z.row<S>(0), g.row<S>(0), block.rows * block.width, S(task.parameter));
+    const Runs seen = task.extra_is_output ? saved : z;
+    for (int64_t r = 0; r < block.rows; ++r)
+      curve<S>(task.activation).slope(seen.row<S>(r), dy.row<S>(r), g.row<S>(r), block.width, S(task.parameter));
     return {g, x, {}, Gate::none};
   }
 
@@ -239,25 +249,34 @@ struct Work {
     gradient_sums(g, column, chunk, keep, summed_in_doubles(g, column));
   }
   void gradient_sums(int64_t g, int64_t column, int64_t chunk, bool keep, bool doubles) {
-    double* u = cleared(g, column, chunk, 0);
-    double* uv = cleared(g, column, chunk, 1);
-    const Coefficients k = coefficients(g, column);
+    Spread spread(plan, plan.span_of(column), coefficients(g, column));
+    spread.fill(doubles, {mean_kind});
+    fill_slope(spread, g, column, doubles);
+    const Coefficients k = spread.coefficients();
     Stage<T> stage(plan, curved, doubles);
-    stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
-      if (stage.empty) return;  // what it keeps is not read either
-      const Gradient given = gradient_of(stage, block, k, applied_in_doubles(g, column));
-      const Tiles tiles = stage.tiles(block);
-      with_types(stage.direct, doubles, [&]<class V, class E>(Types<V, E>) {
-        with_gate(given.gate, [&](auto gate) {
-          for (int t = 0; t < tiles.count; ++t) {
-            const Tile& tile = tiles.tile[t];
-            const GradientTerms<gate(), E> terms{seen<E>(given.g, tile), seen<E>(given.x, tile), seen<E>(given.saved, tile)};
-            plan.rows ? wide_sums<V>(tile.extent, terms, k, u, uv) : narrow_sums<V>(tile.extent, terms, k, u, uv);
-          }
+    with_sums(g, column, chunk, spread, [&](double* u, double* uv) {
+      stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
+        const Gradient given = gradient_of(stage, block, k, applied_in_doubles(g, column));
+        const Tiles tiles = stage.tiles(block);
+        with_types(stage.direct, doubles, [&]<class V, class E>(Types<V, E>) {
+          with_gate(given.gate, [&](auto gate) {
+            for (int t = 0; t < tiles.count; ++t) {
+              const Tile& tile = tiles.tile[t];
+              const GradientTerms<gate(), E> terms{tile.extent, seen<E>(given.g, tile), seen<E>(given.x, tile),
+                                                   seen<E>(given.saved, tile)};
+              plan.rows ? wide_sums<V>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
+            }
+          });
         });
+        if (keep) stage.keep(given.g, task.out, block);
       });
-      if (keep) stage.keep(given.g, task.out, block);
     });
+  }
+
+  // What tells the activation's slope: the ReLU's bounds, or what z is made of.
+  void fill_slope(Spread& spread, int64_t g, int64_t column, bool doubles) const {
+    if (curved && !task.extra_is_output) fill_apply(spread, applied_in_doubles(g, column));
+    if (task.activation == relu_code && task.extra == nullptr) spread.fill(doubles, {low_kind, high_kind});
   }
 
   void finish_gradient_sums(int64_t g, int64_t panel, bool apply, bool keep) {
@@ -268,15 +287,16 @@ struct Work {
   }
 
   void gradient(int64_t g, int64_t column, int64_t chunk, bool centred, bool kept) {
-    const Coefficients k = coefficients(g, column);
     const bool doubles = plan.doubles_moved || in_doubles(g, column);
+    Spread spread(plan, plan.span_of(column), coefficients(g, column));
+    if (!kept) fill_slope(spread, g, column, doubles);
+    spread.fill(doubles, {scale_kind});
+    if (!doubles) spread.fill(false, {scale_rest_kind});
+    if (centred) spread.fill(doubles, {mean_kind, offset_kind, slope_kind});
+    if (centred && !doubles) spread.fill(false, {slope_rest_kind});
+    const Coefficients k = spread.coefficients();
     Stage<T> stage(plan, curved, doubles);
     stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
-      if (stage.empty) {
-        stage.clear(task.out, block);
-        if (task.dresidual != nullptr) stage.clear(task.dresidual, block);
-        return;
-      }
       const Gradient given = kept ? Gradient{stage.kept(task.out, block, 4), stage.input(task.x, block, 0), {}, Gate::none}
                                   : gradient_of(stage, block, k, applied_in_doubles(g, column));
       const Runs dx = stage.output(task.out, block, 3);
