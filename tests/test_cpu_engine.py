@@ -174,6 +174,18 @@ def test_activations_are_exact_to_a_few_units_everywhere(code: int) -> None:
     assert (y.double() - true.detach()).abs().max() <= 2 * unit * true.detach().abs().max()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_sign_beside_a_residual_is_that_of_the_exact_sum(layout: str) -> None:
+    x, (weight, bias) = made((64, 40, 9, 9), 0, layout=layout), parameters(40)
+    mean, var = torch.full((40,), 0.3, dtype=torch.float64), torch.full((40,), 2.0, dtype=torch.float64)
+    z = functional.batch_norm(x.double(), mean, var, weight.double(), bias.double(), False, 0.0, EPS)
+    residual = -z.float()  # what is left is smaller than a unit in the last place
+    y = cpu.normalize(x, mean, var, weight, bias, residual, Setting(None, None, EPS, RELU, 0.0))
+    left = z + residual
+    sure = left.abs() > 1e-14
+    assert torch.equal((y > 0)[sure], (left > 0)[sure])
+
+
 def operands() -> dict[str, tuple[object, ...]]:
     """Arguments of each operator, that between them use every option."""
     x, dy, residual = (made((4, 6, 5, 3), seed) for seed in range(3))

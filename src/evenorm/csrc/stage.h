@@ -45,6 +45,7 @@ struct Stage {
   alignas(64) uint8_t marks[marked_elements + sizeof(Bytes)];
   const uint8_t* valid = nullptr;
   int64_t valid_stride = 0;
+  int64_t following = 0;  // the offset of the block that comes next
 
   Stage(const Plan& given, bool is_curved, bool in_doubles)
       : plan(given), curved(is_curved), direct(fits_in_place(given, is_curved, in_doubles)) {}
@@ -60,33 +61,30 @@ struct Stage {
 
   template <class F>
   void for_each_block(const Unit& unit, F&& work) {
-    const bool masked = plan.task.mask != nullptr;
     const bool whole = direct && !curved;  // in place a unit is one block, unless an activation needs z beside it
-    if (whole && !(masked && plan.rows && plan.spread == 1)) return mark_and(work)(unit);
-    cut(unit, whole ? marked_elements : block_elements, mark_and(work));
-  }
-
-  template <class F>
-  auto mark_and(F& work) {
-    return [this, &work](const Unit& block) {
-      mark(block);
-      work(block);
+    const bool marked = plan.task.mask != nullptr && plan.rows && plan.spread == 1;
+    const int64_t limit = !whole ? block_elements : marked ? marked_elements : unit.rows * unit.width;
+    const bool parts = unit.width > limit;  // of runs; else some runs
+    const int64_t runs = limit / larger(1, unit.width), part = parts ? divide_up(unit.width, limit) : 1;
+    const int64_t together = parts ? 1 : larger(1, plan.rows ? runs / plan.repeat * plan.repeat : runs);
+    const int64_t count = divide_up(unit.rows, together) * part;
+    const auto block = [&](int64_t k) {
+      const int64_t r = parts ? k / part : k * together, i = parts ? k % part * limit : 0;
+      return Unit{unit.offset + r * unit.stride + i, smaller(together, unit.rows - r), smaller(limit, unit.width - i), unit.stride,
+                  unit.position + (plan.rows ? r : r * plan.length) + i};
     };
+    for (int64_t k = 0; k < count; ++k) {
+      const Unit here = block(k);
+      following = k + 1 < count ? block(k + 1).offset : here.offset;
+      mark(here);
+      work(here);
+    }
   }
 
-  template <class F>
-  void cut(const Unit& unit, int64_t limit, F&& work) const {
-    if (unit.width > limit) {
-      for (int64_t r = 0; r < unit.rows; ++r)
-        for (int64_t i = 0; i < unit.width; i += limit)
-          work(Unit{unit.offset + r * unit.stride + i, 1, smaller(limit, unit.width - i), unit.stride,
-                    unit.position + r * plan.length + i});
-      return;
-    }
-    const int64_t fit = limit / larger(1, unit.width);
-    const int64_t count = larger(1, plan.rows ? fit / plan.repeat * plan.repeat : fit);
-    for (int64_t r = 0; r < unit.rows; r += count)
-      work(Unit{unit.offset + r * unit.stride, smaller(count, unit.rows - r), unit.width, unit.stride, unit.position + (plan.rows ? r : r * plan.length)});
+  // Where the next block's row r lies, for fetching.
+  const char* next_row(const void* base, const Unit& here, int64_t r) const {
+    return base == nullptr || following == here.offset ? nullptr
+                                                       : reinterpret_cast<const char*>(static_cast<const T*>(base) + following + r * here.stride);
   }
 
   // Long planes and samples that are rows have marks beside them; the others' are put there.

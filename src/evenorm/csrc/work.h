@@ -30,12 +30,15 @@ struct Work {
   Channels channels{task, plan};
   bool curved;  // the activation needs a block of z
 
+  bool signs;   // the sign of y is all that backward will know of the residual
   bool keeps;   // g is put where dx will lie, so that the activation's slope is computed once
 
   explicit Work(const Task& given)
       : task(given),
         plan(given),
         curved(given.activation > relu_code),
+        signs(sizeof(T) == sizeof(float) && given.extra != nullptr &&
+              (given.activation == relu_code || given.activation == leaky_relu_code)),
         keeps(curved && sizeof(T) == sizeof(S)) {}
 
   Coefficients coefficients(int64_t g, int64_t column) const {
@@ -45,7 +48,10 @@ struct Work {
 
   bool in_doubles(int64_t g, int64_t column) const { return plan.doubles_only || !plan.scaled[g * plan.columns + column]; }
   bool summed_in_doubles(int64_t g, int64_t column) const { return plan.doubles_summed || in_doubles(g, column); }
-  bool applied_in_doubles(int64_t g, int64_t column) const { return plan.doubles_only || !plan.near[g * plan.columns + column]; }
+  // Where y's sign will tell z's it has to be right, next to 0 too.
+  bool applied_in_doubles(int64_t g, int64_t column) const {
+    return plan.doubles_only || signs || !plan.near[g * plan.columns + column];
+  }
 
   // The shift: near the mean, so that the sums of squares keep their digits; a value of the channel where all are the same, so
   // that a constant channel has sums of exactly 0.
@@ -206,13 +212,25 @@ struct Work {
       const Runs y = stage.output(task.out, block, 2);
       normalize_any(stage.tiles(block), x, residual, y, k, task.activation == relu_code, stage.direct, doubles);
       if (curved) {
-        for (int64_t r = 0; r < block.rows; ++r)
-          curve<S>(task.activation).value(y.row<S>(r), block.width, S(task.parameter));
+        for_each_run(block, y.stride == block.width, [&](int64_t r, int64_t count) {
+          curve<S>(task.activation).value(y.row<S>(r), count, S(task.parameter), next_of(stage, block, r, task.extra));
+        });
         stage.clear_invalid(y, block);
       }
       stage.finish_output(task.out, block, 2);
     });
     if (plan.stream) finish_streams();
+  }
+
+  template <class F>
+  static void for_each_run(const Unit& block, bool joined, const F& run) {
+    if (joined) return run(0, block.rows * block.width);
+    for (int64_t r = 0; r < block.rows; ++r) run(r, block.width);
+  }
+
+  // x and another operand of the next block.
+  Next next_of(const Stage<T>& stage, const Unit& block, int64_t r, const void* other) const {
+    return {stage.next_row(task.x, block, r), stage.next_row(other, block, r)};
   }
 
   // The operands of backward over one block. Where the activation is curved, z is rebuilt in a buffer and g replaces dy.
@@ -231,8 +249,10 @@ struct Work {
     const Runs z{stage.buffer[3], block.width}, g{stage.buffer[4], block.width};
     if (!task.extra_is_output) normalize_any(stage.tiles(block), x, saved, z, k, false, stage.direct, doubles);
     const Runs seen = task.extra_is_output ? saved : z;
-    for (int64_t r = 0; r < block.rows; ++r)
-      curve<S>(task.activation).slope(seen.row<S>(r), dy.row<S>(r), g.row<S>(r), block.width, S(task.parameter));
+    for_each_run(block, seen.stride == block.width && dy.stride == block.width, [&](int64_t r, int64_t count) {
+      curve<S>(task.activation).slope(seen.row<S>(r), dy.row<S>(r), g.row<S>(r), count, S(task.parameter),
+                                      next_of(stage, block, r, task.dy));
+    });
     return {g, x, {}, Gate::none};
   }
 
