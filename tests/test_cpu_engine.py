@@ -452,7 +452,7 @@ def test_outputs_larger_than_the_cache(dtype: torch.dtype, shape: tuple[int, ...
     mask = holes(kind, samples, *positions)
     masked = mask is not None
     if mask is not None:
-        x, dy = (given.masked_fill(~mask[:, None], math.nan) for given in (x, dy))
+        x, dy = (LAYOUTS[layout](given.masked_fill(~mask[:, None], math.nan)) for given in (x, dy))
     setting = Setting(mask, [samples // 2, samples - samples // 2], EPS, RELU, 0.0)
     weight, bias = parameters(channels)
     extra = residual if masked else None
