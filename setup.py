@@ -52,6 +52,7 @@ SANITIZED = [
     "-O1",
     "-g",
     "-fno-omit-frame-pointer",
+    "-ffp-contract=fast",
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=undefined",
 ]

@@ -8,7 +8,7 @@
 //
 // In double x is centred before it is scaled: x - mean is exact to the last bit of x when the offset is large, x * scale is not.
 // In float z is x * scale + (bias - mean * scale), whose rounding shows only where the mean is further from 0 than the deviation;
-// there z is computed in double (math.md, eq. 23).
+// there, and where processors do not fuse products and sums, z is computed in double (math.md, eq. 23).
 //
 // E is the type in memory, V the vector that is computed in. For Singles the coefficients are in float: the mean is rounded, and
 // what that leaves, less than a unit in x's last place, is in bias and offset.

@@ -24,6 +24,13 @@ constexpr int lanes = 4;
 constexpr int lanes = 2;
 #endif
 
+// Whether a product and a sum are one rounding.
+#if defined(__FMA__) || defined(__aarch64__)
+constexpr bool fuses = true;
+#else
+constexpr bool fuses = false;
+#endif
+
 typedef double Doubles __attribute__((vector_size(lanes * 8)));
 typedef float Singles __attribute__((vector_size(lanes * 8)));
 typedef float Floats __attribute__((vector_size(lanes * 4)));  // as many as Doubles

@@ -50,7 +50,7 @@ struct Work {
   bool summed_in_doubles(int64_t g, int64_t column) const { return plan.doubles_summed || in_doubles(g, column); }
   // Where y's sign will tell z's it has to be right, next to 0 too.
   bool applied_in_doubles(int64_t g, int64_t column) const {
-    return plan.doubles_only || signs || !plan.near[g * plan.columns + column];
+    return plan.doubles_only || signs || !fuses || !plan.near[g * plan.columns + column];
   }
 
   // The shift: near the mean, so that the sums of squares keep their digits; a value of the channel where all are the same, so
