@@ -198,6 +198,8 @@ def operands() -> dict[str, tuple[object, ...]]:
     running = torch.zeros(6), torch.ones(6), torch.tensor(2)
     backward = (dy, x, mean, var, weight, bias, None, mask, [1, 3], EPS, RELU, 0.0)
     one = torch.ops.evenorm.moments.default(last[0], None, None)
+    behind = (last[1], last[0], *one, weight, bias, None, mask, None, EPS, RELU, 0.0)
+    messages, sums = (made((3, numbers), 5, torch.float64).abs() for numbers in (13, 12))
     half = [t.bfloat16() for t in last]
     return {
         "moments": (x, mask, [1, 3]),
@@ -210,8 +212,16 @@ def operands() -> dict[str, tuple[object, ...]]:
         "backward_sums": backward,
         "input_gradient": (*backward, mean, var, False),
         "input_gradient, residual": (*backward, None, None, True),
-        "train_backward": (last[1], last[0], *one, weight, bias, None, None, None, EPS, RELU, 0.0, False),
-        "train_backward, residual": (dy, last[0], *one, None, None, residual, None, None, EPS, SILU, 0.0, True),
+        "train_backward": (last[1], last[0], *one, weight, bias, None, None, None, EPS, RELU, 0.0, False, None, 0),
+        "train_backward, residual": (
+            *(dy, last[0], *one, None, None, residual, None, None, EPS, SILU, 0.0, True, None, 0),
+        ),
+        "train_backward, workers": (*behind, False, sums, 2),
+        "train_step, workers": (
+            *(x, weight, bias, None, mask, None, EPS, RELU, 0.0, None, None, None, 0.1, False, 0, None, messages),
+        ),
+        "forward_message": (x, mask),
+        "backward_message": behind,
         "eval_backward": (half[1], half[0], *running[:2], weight, None, None, None, EPS, RELU, 0.0, True, False),
         "eval_backward, frozen": (dy, x, *running[:2], weight, bias, x, mask, EPS, SILU, 0.0, False, True),
         "track_": (*running, count, mean, m2, 0.1, False, 1, torch.tensor(0)),
@@ -232,6 +242,10 @@ NAMES = [
     "input_gradient, residual",
     "train_backward",
     "train_backward, residual",
+    "train_backward, workers",
+    "train_step, workers",
+    "forward_message",
+    "backward_message",
     "eval_backward",
     "eval_backward, frozen",
     "track_",

@@ -30,9 +30,9 @@ OPTIONS = {
 def outcome(layer, inputs):
     """The outputs, gradients and buffers of a layer after a step with each input."""
     found = []
-    for x, residual in inputs:
+    for x, residual, mask in inputs:
         given = [x, *([] if residual is None else [residual]), *layer.parameters()]
-        y = layer(x, residual=residual)
+        y = layer(x, residual=residual, mask=mask)
         found += [y.detach(), *torch.autograd.grad(y, given, torch.cos(y.detach().nan_to_num()))]
     return found + [buffer.clone() for buffer in layer.buffers()]
 
@@ -42,21 +42,26 @@ def apart(monkeypatch):
     monkeypatch.setattr(functional, "train_step", lambda *given: None)
 
 
-@pytest.mark.parametrize("with_residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize(
+    ("with_residual", "masked"),
+    [(False, False), (True, False), (False, True)],
+    ids=["", "residual", "mask"],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_one_call_does_what_the_calls_apart_do(options, dtype, with_residual, monkeypatch):
+def test_one_call_does_what_the_calls_apart_do(options, dtype, with_residual, masked, monkeypatch):
     inputs = []
     for bad in (False, True, False):
+        mask = torch.rand(6, 7) > 0.3 if masked else None
         x = (torch.randn(6, 5, 7) * 3 + 1).to(dtype)
         x[2, 1] = torch.nan if bad else 0.0
         residual = torch.randn(6, 5, 7).to(dtype).requires_grad_() if with_residual else None
-        inputs.append((x.requires_grad_(), residual))
+        inputs.append((x.requires_grad_(), residual, mask))
     called = []
     ours = functional.train_step
     monkeypatch.setattr(functional, "train_step", lambda *given: called.append(given) or ours(*given))
     found = outcome(evenorm.BatchNorm(5, **options), inputs)
-    assert len(called) == 3
+    assert len(called) == (0 if masked and "on_single" in options else 3)
     apart(monkeypatch)
     wanted = outcome(evenorm.BatchNorm(5, **options), inputs)
     for one, other in zip(found, wanted, strict=True):
@@ -79,7 +84,8 @@ def test_what_is_not_ordinary_goes_apart(options, monkeypatch):
     layer = evenorm.BatchNorm(5)
     with evenorm.one_update(layer):
         layer(torch.randn(6, 5))
-    layer(torch.randn(6, 5, 3), mask=torch.ones(6, 3, dtype=torch.bool))
+    lonely = evenorm.BatchNorm(5, on_single="population")  # the mask may leave a single value
+    lonely(torch.randn(6, 5, 3), mask=torch.ones(6, 3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -141,5 +147,5 @@ def test_the_operator_is_one_that_torch_knows_how_to_trace(given):
         1,
         torch.tensor(0),
     )
-    arguments = (x, weight, None, None, None, None, 1e-5, 1, 0.0, *running)
+    arguments = (x, weight, None, None, None, None, 1e-5, 1, 0.0, *running, None)
     torch.library.opcheck(torch.ops.evenorm.train_step.default, arguments)

@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import evenorm
-from evenorm import workers
+from evenorm import functional, workers
+from evenorm.engines import cpu
 from evenorm.moments import Moments
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 1e-3}
@@ -204,10 +205,53 @@ def sums_and_moments_have_the_same_bits_everywhere(rank: int, world: int) -> Non
     among = workers.Workers(dist.group.WORLD, None)
     for seed in range(5):
         own = draw(2, 1, 200, dtype=torch.float64, seed=10 * seed + rank) * 10 ** (3 * rank)
-        same_everywhere(workers.total(workers.send(tuple(own), among)))
-        pooled, var = workers.pool(Moments(torch.tensor([3.0 + rank]).double(), *own.abs()), among, 1e-5)
-        for part in (*vars(pooled).values(), var):
+        same_everywhere(workers.total(tuple(own), among))
+        pooled = workers.pool(Moments(torch.tensor([3.0 + rank]).double(), *own.abs()), among)
+        for part in vars(pooled).values():
             same_everywhere(part)
+
+
+@check
+def one_call_does_what_the_calls_apart_do(rank: int, world: int) -> None:
+    """The CPU engine's step over workers, and the general way that options and other engines take."""
+    kept, sent = functional.train_step, []
+    outcomes = []
+    for way in (kept, lambda *given: None):
+        functional.train_step = lambda *given, _way=way: sent.append(_way(*given)) or sent[-1]
+        try:
+            together = layer(torch.float64, process_group="world", activation="silu")
+            x, residual = (draw(3 + rank, 4, 3, dtype=torch.float64, seed=seed + rank) for seed in (0, 9))
+            x, residual = x.requires_grad_(), residual.requires_grad_()
+            y = together(x, residual=residual)
+            gradients = torch.autograd.grad(y, [x, residual, *together.parameters()], y.detach().cos())
+            outcomes.append([y, *gradients, *together.buffers()])
+        finally:
+            functional.train_step = kept
+    assert [y is None for y in sent] == [cpu.available() is not None, True]
+    for one, other in zip(*outcomes, strict=True):
+        near(one, other, torch.float64)
+
+
+@check
+def the_direct_call_of_older_torch(rank: int, world: int) -> None:
+    message = draw(1, 5, dtype=torch.float64, seed=rank)
+    found = workers.gather(message, dist.group.WORLD)
+    kept, workers._DIRECT = workers._DIRECT, "_allgather_base"
+    try:
+        assert torch.equal(workers.gather(message, dist.group.WORLD), found)
+    finally:
+        workers._DIRECT = kept
+    assert torch.equal(found, torch.cat([draw(1, 5, dtype=torch.float64, seed=seed) for seed in range(world)]))
+
+
+@check
+def single_values_go_by_the_running_statistics_only_together(rank: int, world: int) -> None:
+    options = {"on_single": "population", "process_group": "world"}
+    compare(rank, [1] + [3] * (world - 1), torch.float64, **options)  # no worker leaves the others waiting
+    together, x = layer(torch.float64, **options), draw(1, 4, dtype=torch.float64)
+    y = together(x if rank == 0 else x[:0])  # one value on all workers together
+    near(y, together.eval()(x)[: len(y)], torch.float64)
+    assert together.num_batches_tracked == 0
 
 
 @check
@@ -302,13 +346,11 @@ def fully_sharded(rank: int, world: int) -> None:
 
 @check
 def no_communication_where_nothing_is_pooled(rank: int, world: int) -> None:
-    sent = []
-    names = [name for name in ("all_gather_single", "all_gather_into_tensor", "all_reduce") if hasattr(dist, name)]
-    originals = {name: getattr(dist, name) for name in names}
+    sent, group = [], dist.ProcessGroup
+    names = ("all_gather_single", "_allgather_base", "allgather", "allreduce", "broadcast", "send")
+    originals = {name: vars(group)[name] for name in names if name in vars(group)}
     for name, original in originals.items():
-        setattr(
-            dist, name, lambda *given, _original=original, **named: sent.append(1) or _original(*given, **named)
-        )
+        setattr(group, name, lambda *given, _call=original.__func__: sent.append(1) or _call(*given))
     try:
         together, x = layer(torch.float32, process_group="world"), draw(4, 4, 3, dtype=torch.float32)
         together(x.requires_grad_()).square().sum().backward()
@@ -321,7 +363,7 @@ def no_communication_where_nothing_is_pooled(rank: int, world: int) -> None:
         assert len(sent) == 2
     finally:
         for name, original in originals.items():
-            setattr(dist, name, original)
+            setattr(group, name, original)
 
 
 @check
@@ -456,3 +498,25 @@ def killed(rank: int, world: int, folder: str) -> None:
         bare = str(error)
     (Path(folder) / "killed.json").write_text(json.dumps({"verified": outcome, "bare": bare}))
     os._exit(0)
+
+
+def disagreeing(rank: int, world: int, folder: str) -> None:
+    """Rank 1 does something else than rank 0, each time in a group of its own. Not a check: it ends processes."""
+    torch.set_num_threads(1)
+    start(rank, world, folder)
+    told: dict[str, str] = {}
+    for how in ("dtype", "calls", "channels"):
+        dist.barrier()
+        group = dist.new_group(list(range(world)), timeout=timedelta(seconds=2))
+        told[how] = _message(lambda how=how, group=group: disagree(how if rank == 1 else "", group))
+        (Path(folder) / f"disagreeing-{rank}.json").write_text(json.dumps(told))
+    os._exit(0)
+
+
+def disagree(how: str, group: dist.ProcessGroup) -> None:
+    """Take two forwards; `how` says what to do otherwise."""
+    channels = 3 if how == "channels" else 4
+    together = layer(torch.float32, channels, process_group=group)
+    x = draw(4, channels, dtype=torch.float64 if how == "dtype" else torch.float32)
+    for _ in range(1 if how == "calls" else 2):
+        together(x)

@@ -108,6 +108,44 @@ class Step(torch.autograd.Function):
     backward = staticmethod(Train.backward)
 
 
+class StepPooled(torch.autograd.Function):
+    """`Step` over workers: they exchange messages between pool and apply, and between sums and gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Maybe,
+        bias: Maybe,
+        residual: Maybe,
+        given: tuple[Setting, cpu.Update | None, Workers],
+    ) -> Tensor:
+        """Keep what `Step` does, and the residual, from which higher derivatives start."""
+        setting, update, among = given
+        messages = workers.gather(cpu.forward_message(x, setting.mask), among.group)
+        y, *batch = cpu.train_step(x, weight, bias, residual, setting, update, messages)
+        ctx.setting, ctx.among = _with_mask(setting, None), among
+        saved = _to_rebuild(y, residual, setting)
+        ctx.save_for_backward(x, weight, bias, residual, saved, setting.mask, *batch)
+        ctx.set_materialize_grads(False)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Maybe) -> tuple[Maybe, ...]:
+        """As `Train`'s, with the sums over all workers in dx, and this one's own for the parameters [7, 8]."""
+        if dy is None:
+            return (None,) * 5
+        x, weight, bias, residual, saved, mask, count, mean, m2 = ctx.saved_tensors
+        setting = _with_mask(ctx.setting, mask)
+        if again():
+            return *_differentiable(dy, (x, weight, bias, residual), setting, None, ctx.among), None
+        given = (dy, x, count, mean, m2, weight, bias, saved, setting)
+        group, needs_residual = ctx.among.group, ctx.needs_input_grad[3]
+        messages = workers.gather(cpu.backward_message(*given), group)
+        dx, dweight, dbias, dresidual = cpu.train_backward(*given, needs_residual, messages, group.rank())
+        return dx, None if weight is None else dweight, None if bias is None else dbias, dresidual, None
+
+
 class Infer(torch.autograd.Function):
     """An engine's `normalize` by constant statistics."""
 
@@ -164,13 +202,10 @@ class TrainPooled(torch.autograd.Function):
         engine = engines.choose(x)
         batch = engine.moments(x, setting.mask, setting.splits)
         if among is not None:
-            batch, var = workers.pool(batch, among, setting.eps)
+            batch = workers.pool(batch, among)
         if isinstance(anchor, Recalled):
             anchor = anchor.of(batch)
-        if among is not None and anchor is None:
-            tied = Tied(batch.mean, var, None, None)  # what `tie` would do, in operations of its own
-        else:
-            tied = tie(batch, anchor, setting.eps)
+        tied = tie(batch, anchor, setting.eps)
         y = engine.normalize(x, tied.mean, tied.var, weight, bias, residual, setting._replace(eps=0.0))
         ctx.engine, ctx.setting, ctx.among = engine, _with_mask(setting, None), among
         ctx.anchor = None if anchor is None else Anchor(*(_copy(item) for item in anchor))
@@ -194,11 +229,10 @@ class TrainPooled(torch.autograd.Function):
         engine, tied = ctx.engine, Tied(*tied)
         given = (dy, x, tied.mean, tied.var, weight, bias, saved, setting)
         own = engine.backward_sums(*given)
-        arriving = None if ctx.among is None else workers.send(own, ctx.among)
-        dweight = None if weight is None else own[1].sum(0).to(weight.dtype)  # while the message travels
+        dweight = None if weight is None else own[1].sum(0).to(weight.dtype)
         dbias = None if bias is None else own[0].sum(0).to(bias.dtype)
         per_group = count.clamp(min=1).unsqueeze(1)
-        sums = torch.cat(own, dim=1) if arriving is None else workers.total(arriving)
+        sums = torch.cat(own, dim=1) if ctx.among is None else workers.total(own, ctx.among)
         mean_g, mean_g_xhat = (sums / per_group).chunk(2, dim=1)
         offset, slope = untie(mean_g, mean_g_xhat, tied, count, ctx.anchor)
         dx, dresidual = engine.input_gradient(*given, offset, slope, ctx.needs_input_grad[3])
@@ -209,7 +243,7 @@ class TrainPooled(torch.autograd.Function):
 # There are none: what torch.func wraps goes through the formulas.
 _past_the_look: dict[type, Any] = {
     function: super(torch.autograd.Function, function).apply  # type: ignore[misc]  # mypy wants a literal class
-    for function in (Train, Step, Infer, TrainPooled)
+    for function in (Train, Step, StepPooled, Infer, TrainPooled)
 }
 
 

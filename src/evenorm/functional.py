@@ -21,7 +21,7 @@ from evenorm.engines import cpu
 from evenorm.formulas import Setting, valid_only
 from evenorm.moments import Moments
 from evenorm.renorm import Anchor, Recalled
-from evenorm.workers import Workers
+from evenorm.workers import Workers, few
 
 Maybe = Tensor | None
 
@@ -195,9 +195,11 @@ def train_step(
     weight: Maybe,
     bias: Maybe,
     residual: Maybe,
+    mask: Maybe,
     eps: float,
     activation: str | nn.Module | None,
     update: cpu.Update | None,
+    among: Workers | None = None,
 ) -> Tensor | None:
     """Do `train` and the update of the running statistics in one call of the CPU engine; None where it cannot.
 
@@ -208,11 +210,16 @@ def train_step(
         return None
     if transformed() or not cpu.supports(x) or not (update is None or cpu.supports(update[0])):
         return None
-    setting = Setting(None, None, eps, *known)
-    if wants_gradient(x, weight, bias, residual):
-        y: Tensor = autograd.apply(autograd.Step, x, weight, bias, residual, (setting, update))
-        return y
-    return cpu.train_step(x, weight, bias, residual, setting, update)[0]
+    if among is not None and not few(among):
+        return None
+    setting, y = Setting(mask, None, eps, *known), None
+    if among is not None:
+        y = autograd.apply(autograd.StepPooled, x, weight, bias, residual, (setting, update, among))
+    elif wants_gradient(x, weight, bias, residual):
+        y = autograd.apply(autograd.Step, x, weight, bias, residual, (setting, update))
+    else:
+        y = cpu.train_step(x, weight, bias, residual, setting, update)[0]
+    return y
 
 
 def infer(

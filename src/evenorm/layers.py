@@ -154,15 +154,15 @@ class Layer(_NormBase):
         check(input, mean, var, weight, bias, residual, mask)
         by_batch = (self.training and not self.frozen) or (mean is None and var is None)
         check_eps(self.eps, by_batch)
+        pools = by_batch and self.training and self.process_group is not None
+        among = workers.among(self.process_group, input, mean) if pools else None
         lonely = self.on_single == "population" and mean is not None
-        if by_batch and lonely and not self.gathers and input.numel() == input.shape[1]:
-            by_batch = False  # one value has no variance; in a `one_update` it may be one of several
+        if by_batch and lonely and among is None and not self.gathers and input.numel() == input.shape[1]:
+            by_batch = False  # one value has no variance; of workers, in a `one_update`, it may be one of several
         if not by_batch:
             if mean is None or var is None:
                 raise ValueError("running_mean and running_var must both be there or both None, got one of them")
             return functional.infer(input, mean, var, weight, bias, residual, mask, self.eps, self.activation)
-        pools = self.process_group is not None and self.training
-        among = workers.among(self.process_group, input, mean) if pools else None
         if among is None:
             check_count(input, self.training, mask, lonely, cure=_FOR_SINGLE)
         splits = None
@@ -170,9 +170,9 @@ class Layer(_NormBase):
             splits = virtual_batches(input.shape[0], self.virtual_batch_size)
         again = updates.recomputing()
         tracked = self.training and self.track_running_stats and not again
-        if mask is None and splits is None and among is None and self._is_ordinary():
+        if splits is None and self._is_ordinary() and not (lonely and (mask is not None or among is not None)):
             update = self._update(mean, var) if tracked else None
-            y = functional.train_step(input, weight, bias, residual, self.eps, self.activation, update)
+            y = functional.train_step(input, weight, bias, residual, mask, self.eps, self.activation, update, among)
             if y is not None:
                 return y
         anchor = self._anchor(mean, var, mask) if self.renorm or lonely else None
@@ -196,7 +196,8 @@ class Layer(_NormBase):
     def _anchor(self, mean: Tensor | None, var: Tensor | None, mask: Tensor | None) -> Anchor | None:
         """Return what ties a batch to the running statistics, if an option asks for that."""
         batches = self.num_batches_tracked
-        single = self.on_single == "population" and (mask is not None or self.gathers)
+        hidden = mask is not None or self.gathers or self.process_group is not None  # `forward` sees all others
+        single = self.on_single == "population" and hidden
         if mean is None or var is None or batches is None or not (self.training and (self.renorm or single)):
             return None
         if torch.compiler.is_compiling():

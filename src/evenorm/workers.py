@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from evenorm.engines import cpu
 from evenorm.moments import Moments
 
 Group = dist.ProcessGroup | str | None
@@ -57,6 +56,11 @@ class Held:
 GATHER_UP_TO = 8
 
 
+def few(workers: Workers) -> bool:
+    """Tell whether the world is so small that messages are gathered."""
+    return workers.group.size() <= GATHER_UP_TO
+
+
 def among(group: Group, x: Tensor, running_mean: Tensor | None) -> Workers | None:
     """Return whom a layer pools with, or None where this worker is alone; raises as `resolve`."""
     found = resolve(group, x)
@@ -87,23 +91,15 @@ def resolve(group: Group, x: Tensor) -> dist.ProcessGroup | None:
     return found
 
 
-def pool(batch: Moments, workers: Workers, eps: float) -> tuple[Moments, Tensor]:
-    """Return the moments of all workers' batches together, as one group, (1, C), from those of this one, (1, C).
-
-    With them comes their variance + eps.
-    """
+def pool(batch: Moments, workers: Workers) -> Moments:
+    """Return the moments of all workers' batches together, as one group, (1, C), from those of this one, (1, C)."""
     group, shift = workers
-    if group.size() <= GATHER_UP_TO or shift is None:
-        messages = gather(torch.cat([batch.count.unsqueeze(0), batch.mean, batch.m2], dim=1), group)
-        if cpu.supports(messages):
-            return cpu.merge(messages, eps)
-        merged = _merge(*_split(messages))
-    else:
-        start = shift.to(batch.mean.dtype)
-        message = _shifted(batch.pooled(), start)
-        dist.all_reduce(message, group=group)
-        merged = _as_group(_unshifted(message, start))
-    return merged, merged.variance() + eps
+    if shift is None or few(workers):
+        return _merge(*_split(gather(torch.cat([batch.count.unsqueeze(0), batch.mean, batch.m2], dim=1), group)))
+    start = shift.to(batch.mean.dtype)
+    message = _shifted(batch.pooled(), start)
+    dist.all_reduce(message, group=group)
+    return _as_group(_unshifted(message, start))
 
 
 def _merge(count: Tensor, mean: Tensor, m2: Tensor) -> Moments:
@@ -126,40 +122,36 @@ def pool_differentiably(batch: Moments, workers: Workers) -> Moments:
     return _as_group(_unshifted(Sum.apply(_shifted(batch, start), workers.group), start))
 
 
-class Arriving(NamedTuple):
-    """Rows that are on their way, and the torch work to wait for; None where they are there."""
-
-    rows: Tensor
-    work: Any
-
-
-def send(sums: tuple[Tensor, Tensor], workers: Workers) -> Arriving:
-    """Send two tensors of (1, C) as one message; `total` waits for those of the other workers."""
+def total(sums: tuple[Tensor, Tensor], workers: Workers) -> Tensor:
+    """Add up two tensors of (1, C) over the workers, in one message; return them side by side, (1, 2 C)."""
     message = torch.cat(sums, dim=1)
-    if workers.group.size() <= GATHER_UP_TO:  # in the order of ranks, hence the same bits in each run
-        # A device's queue goes on by itself, and a compiler knows no work to wait for.
-        return _gather(message, workers.group, message.is_cpu and not torch.compiler.is_compiling())
+    if few(workers):  # in the order of ranks, hence the same bits in each run
+        return gather(message, workers.group).sum(0, keepdim=True)
     dist.all_reduce(message, group=workers.group)
-    return Arriving(message, None)
+    return message
 
 
-def total(arriving: Arriving) -> Tensor:
-    """Return what the workers sent, side by side as it was sent, (1, 2 C), added up."""
-    if arriving.work is not None:
-        arriving.work.wait()
-    return arriving.rows.sum(0, keepdim=True)
+# What torch.distributed's function of that name calls in the end; torch 2.13 renamed it.
+_DIRECT = "all_gather_single" if hasattr(dist.ProcessGroup, "all_gather_single") else "_allgather_base"
 
 
 def gather(message: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Return the vectors of all workers, (W, numbers), in the order of ranks, from this one's, (1, numbers)."""
-    return _gather(message, group, False).rows
-
-
-def _gather(message: Tensor, group: dist.ProcessGroup, later: bool) -> Arriving:
     rows = message.new_empty((group.size(), message.shape[1]))
+    if message.is_cpu and not torch.compiler.is_compiling():
+        # torch's function would first check what is so, and keep a record: 10 to 50 us on a core that was idle.
+        try:
+            getattr(group, _DIRECT)(rows, message).wait()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"pooling over workers failed: {error}. If no worker died, they run different layers, or run them "
+                "differently often: `with evenorm.verify_workers(model):` says which and where"
+            ) from error
+        return rows
     # torch 2.13 gave the operation a new name and warns of the old one.
     name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
-    return Arriving(rows, getattr(dist, name)(rows, message, group=group, async_op=later))
+    getattr(dist, name)(rows, message, group=group)
+    return rows
 
 
 class Sum(torch.autograd.Function):

@@ -1,10 +1,12 @@
-// The one file that knows torch, with views.h: operators on the ABI-stable interface. It checks, allocates, conforms layouts and
-// calls the kernels. Arguments are taken off the stack by hand rather than by TORCH_BOX, which copies every tensor's handle.
+// The one file that knows torch, with views.h and running.h: operators on the ABI-stable interface. It checks, allocates, conforms
+// layouts and calls the kernels. Arguments are taken off the stack by hand rather than by TORCH_BOX, which copies every tensor's
+// handle.
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "recycle.h"
-#include "views.h"
+#include "running.h"
 
 // Of torch 2.11 and newer; with 2.10 the symbol stays null.
 extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t,
@@ -126,15 +128,6 @@ View conformed_mask(View mask, const Canonical& like) {
   return same ? std::move(mask) : View(copied(mask, strides));
 }
 
-// (C,) or (G, C), any float type, any strides.
-Values values(const View& given, int64_t groups, int64_t channels, const char* name) {
-  if (!given) return {};
-  const bool grouped = given.dim == 2;
-  CHECK((given.dim == 1 || grouped) && given.sizes[given.dim - 1] == channels, name, " must have shape (C,) or (G, C)");
-  CHECK(!grouped || given.sizes[0] == groups, name, " must have one row for each group");
-  return {given.data, given.type(name), given.strides[given.dim - 1], grouped ? given.strides[0] : 0};
-}
-
 void parallel(int64_t count, evenorm::Range range, void* context) {
   STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, range, context));
 }
@@ -211,6 +204,27 @@ void moments(StableIValue* stack, uint64_t, uint64_t) {
   put(stack, 0, count);
   put(stack, 1, mean);
   put(stack, 2, m2);
+}
+
+// (x, mask) -> (1, 2 C + 1): count, mean and m2 of the whole batch, as they travel to other workers
+void forward_message(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments given(stack);
+  View x = given.tensor(), mask = given.optional_tensor();
+  Call call(std::move(x), std::move(mask), std::nullopt);
+  Handle row = doubles(1, 2 * call.task.channels + 1);
+  call.task.count = data_of(row);
+  call.task.sums[0] = call.task.count + 1;
+  call.task.sums[1] = call.task.sums[0] + call.task.channels;
+  run(evenorm::kernels().moments, call.task);
+  put(stack, 0, row);
+}
+
+// What workers sent, a row of as many numbers from each.
+const double* rows_of(const View& messages, int64_t numbers) {
+  CHECK(messages.code == types().codes[int(Type::float64)], "messages must be float64");
+  CHECK(messages.dim == 2 && messages.sizes[0] > 0 && messages.sizes[1] == numbers && dense(messages, false),
+        "messages must be rows of ", numbers, " numbers, one behind the other");
+  return static_cast<const double*>(messages.data);
 }
 
 // (x, mean, var, weight, bias, residual, mask, splits, eps, activation, parameter) -> y
@@ -351,6 +365,20 @@ void backward_sums(StableIValue* stack, uint64_t, uint64_t) {
   put(stack, 1, sum_g_xhat);
 }
 
+// (dy, x, count, mean, m2, weight, bias, saved, mask, splits, eps, activation, parameter) -> (1, 2 C): sum_g and sum_g_xhat of the
+// one group, as they travel to other workers
+void backward_message(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments given(stack);
+  Backward backward(given, Backward::given_m2, true);
+  Task& task = backward.call->task;
+  CHECK(task.groups == 1, "workers pool one group");
+  Handle row = doubles(1, 2 * task.channels);
+  task.sums[0] = data_of(row);
+  task.sums[1] = task.sums[0] + task.channels;
+  run(evenorm::kernels().backward_sums, task);
+  put(stack, 0, row);
+}
+
 // (... as backward_sums, offset, slope, needs_residual) -> (dx, dresidual or (0,))
 void input_gradient(StableIValue* stack, uint64_t, uint64_t) {
   Arguments given(stack);
@@ -366,8 +394,9 @@ void input_gradient(StableIValue* stack, uint64_t, uint64_t) {
   put(stack, 1, dresidual);
 }
 
+// `known`: the sums, where the operation does not compute them.
 void with_parameter_sums(StableIValue* stack, Backward& backward, bool needs_residual, bool needs_sums,
-                         bool (*operation)(const Task&)) {
+                         bool (*operation)(const Task&), const double* known = nullptr) {
   Call& call = *backward.call;
   const int64_t groups = call.task.groups, channels = call.task.channels;
   Handle dx = call.like_x(&call.task.out), dresidual = residual_gradient(call, needs_residual);
@@ -375,6 +404,7 @@ void with_parameter_sums(StableIValue* stack, Backward& backward, bool needs_res
   if (needs_sums) {
     call.task.sums[0] = sums.data();
     call.task.sums[1] = sums.data() + groups * channels;
+    if (known != nullptr) std::copy(known, known + 2 * groups * channels, sums.data());
   }
   run(operation, call.task);
   const int64_t length = needs_sums ? channels : 0;
@@ -386,12 +416,25 @@ void with_parameter_sums(StableIValue* stack, Backward& backward, bool needs_res
   put(stack, 3, dresidual);
 }
 
-// (dy, x, count, mean, m2, weight, bias, saved, mask, splits, eps, activation, parameter, needs_residual)
+// (dy, x, count, mean, m2, weight, bias, saved, mask, splits, eps, activation, parameter, needs_residual, messages, own)
 //   -> (dx, dweight, dbias, dresidual or (0,))
+// Given the `backward_message` of each worker, of which this one's is row `own`, dx has the sums of all, the parameters their own.
 void train_backward(StableIValue* stack, uint64_t, uint64_t) {
   Arguments given(stack);
   Backward backward(given, Backward::given_m2, true);
-  with_parameter_sums(stack, backward, given.flag(), true, evenorm::kernels().train_backward);
+  const bool needs_residual = given.flag();
+  const View messages = given.optional_tensor();
+  const int64_t own = given.integer();
+  if (!messages) return with_parameter_sums(stack, backward, needs_residual, true, evenorm::kernels().train_backward);
+  Task& task = backward.call->task;
+  const int64_t numbers = 2 * task.channels;
+  const double* rows = rows_of(messages, numbers);
+  CHECK(task.groups == 1 && own >= 0 && own < messages.sizes[0], "workers pool one group, and each has its own row");
+  std::vector<double> means(size_t(numbers) + 1);
+  evenorm::mean_of_sums(rows, messages.sizes[0], numbers, *task.var_count, means.data());
+  task.offset = {means.data(), Type::float64, 1, 0};
+  task.slope = {means.data() + task.channels, Type::float64, 1, 0};
+  with_parameter_sums(stack, backward, needs_residual, true, evenorm::kernels().input_gradient, rows + own * numbers);
 }
 
 // (dy, x, mean, var, weight, bias, saved, mask, eps, activation, parameter, needs_sums, needs_residual)
@@ -403,47 +446,13 @@ void eval_backward(StableIValue* stack, uint64_t, uint64_t) {
   with_parameter_sums(stack, backward, given.flag(), needs_sums, evenorm::kernels().eval_backward);
 }
 
-int64_t* counter(const View& given, const char* name) {
-  CHECK(!given || given.code == types().int64, name, " must be int64");
-  return static_cast<int64_t*>(given.data);
-}
-
-// Running statistics, and how a batch enters them.
-struct Tracked {
-  View running_mean, running_var, batches, skipped;
-  evenorm::Update update;
-
-  // running_mean!, running_var!, num_batches_tracked!?
-  void statistics(Arguments& given) {
-    running_mean = given.tensor();
-    running_var = given.tensor();
-    batches = given.optional_tensor();
-    CHECK(running_mean.dim == 1, "running_mean must have shape (C,)");
-    update.channels = running_mean.sizes[0];
-    update.running_mean = values(running_mean, 1, update.channels, "running_mean");
-    update.running_var = values(running_var, 1, update.channels, "running_var");
-    update.batches = counter(batches, "num_batches_tracked");
-  }
-
-  // momentum, debias, nonfinite, skipped!?
-  void rule(Arguments& given) {
-    update.momentum = given.number();
-    update.debias = given.flag();
-    update.skip_nonfinite = given.integer() == 1;
-    skipped = given.optional_tensor();
-    update.skipped = counter(skipped, "skipped");
-    CHECK(!skipped || skipped.dim == 0 || (skipped.dim == 1 && skipped.sizes[0] == update.channels),
-          "skipped must have shape () or (C,)");
-    update.skipped_stride = skipped && skipped.dim == 1 ? skipped.strides[0] : 0;
-  }
-};
-
 // (running statistics, count, mean, m2, rule) -> ()
 void track(StableIValue* stack, uint64_t, uint64_t) {
   Arguments given(stack);
   Tracked tracked;
   tracked.statistics(given);
   const View count = given.tensor(), mean = given.tensor(), m2 = given.tensor();
+  CHECK(tracked.running_mean, "running_mean and running_var must be given");
   evenorm::Update& update = tracked.update;
   update.groups = mean.dim == 2 ? mean.sizes[0] : 1;
   CHECK(count.count() == update.groups && count.dim <= 1, "count must have one value for each group");
@@ -454,45 +463,41 @@ void track(StableIValue* stack, uint64_t, uint64_t) {
   evenorm::track(update);
 }
 
-// train_forward, and at once track_: two calls in place of one would cost a small layer a tenth of its time.
+// train_forward, and at once track_: two calls in place of one would cost a small layer a tenth of its time. Given the
+// `forward_message` of each worker, the statistics are those of all of them.
 void train_step(StableIValue* stack, uint64_t, uint64_t) {
   Arguments given(stack);
   Forward forward(given);
   Tracked tracked;
   tracked.statistics(given);
   tracked.rule(given);
-  const Task& task = forward.call->task;
-  CHECK(tracked.update.channels == task.channels, "running_mean must have one value for each channel");
-  run(evenorm::kernels().train_forward, task);
+  const View messages = given.optional_tensor();
+  Task& task = forward.call->task;
+  const Values count{task.count, Type::float64, 0, 1};
+  const Values mean{task.sums[0], Type::float64, 1, task.channels}, m2{task.sums[1], Type::float64, 1, task.channels};
   evenorm::Update& update = tracked.update;
-  update.groups = task.groups;
-  update.count = {task.count, Type::float64, 0, 1};
-  update.mean = {task.sums[0], Type::float64, 1, task.channels};
-  update.m2 = {task.sums[1], Type::float64, 1, task.channels};
-  evenorm::track(update);
+  CHECK(!tracked.running_mean || update.channels == task.channels, "running_mean must have one value for each channel");
+  if (messages) {
+    CHECK(task.groups == 1, "workers pool one group");
+    const double* rows = rows_of(messages, 2 * task.channels + 1);
+    evenorm::merge(rows, messages.sizes[0], task.channels, task.count, task.sums[0], task.sums[1]);
+    task.mean = mean;
+    task.var = m2;
+    task.var_count = task.count;
+  }
+  run(messages ? evenorm::kernels().normalize : evenorm::kernels().train_forward, task);
+  if (tracked.running_mean) {
+    update.groups = task.groups;
+    update.count = count;
+    update.mean = mean;
+    update.m2 = m2;
+    evenorm::track(update);
+  }
   forward.results(stack);
 }
 
-// (messages, eps) -> (count, mean, m2, var)
-void merge(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments given(stack);
-  const View messages = given.tensor();
-  const double eps = given.number();
-  CHECK(messages.code == types().codes[int(Type::float64)], "messages must be float64");
-  CHECK(messages.dim == 2 && messages.sizes[0] > 0 && messages.sizes[1] % 2 == 1 && dense(messages, false),
-        "messages must be rows of 2 C + 1 numbers, one behind the other");
-  const int64_t channels = messages.sizes[1] / 2;
-  Handle count = vector(1, messages.code), mean = doubles(1, channels), m2 = doubles(1, channels), var = doubles(1, channels);
-  evenorm::merge(static_cast<const double*>(messages.data), messages.sizes[0], channels, eps,
-                 {data_of(count), data_of(mean), data_of(m2), data_of(var)});
-  put(stack, 0, count);
-  put(stack, 1, mean);
-  put(stack, 2, m2);
-  put(stack, 3, var);
-}
-
 #define SETTING "Tensor? mask, int[]? splits, float eps, int activation, float parameter"
-#define STATISTICS "Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? num_batches_tracked"
+#define STATISTICS "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked"
 #define RULE "float momentum, bool debias, int nonfinite, Tensor(d!)? skipped"
 #define GIVEN_BACKWARD "Tensor? weight, Tensor? bias, Tensor? saved, "
 
@@ -500,34 +505,37 @@ void merge(StableIValue* stack, uint64_t, uint64_t) {
 
 STABLE_TORCH_LIBRARY(evenorm, library) {
   library.def("moments(Tensor x, Tensor? mask, int[]? splits) -> (Tensor, Tensor, Tensor)");
+  library.def("forward_message(Tensor x, Tensor? mask) -> Tensor");
   library.def("normalize(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING
               ") -> Tensor");
   library.def("train_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING
               ") -> (Tensor, Tensor, Tensor, Tensor)");
   library.def("backward_sums(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD SETTING
               ") -> (Tensor, Tensor)");
+  library.def("backward_message(Tensor dy, Tensor x, Tensor count, Tensor mean, Tensor m2, " GIVEN_BACKWARD SETTING
+              ") -> Tensor");
   library.def("input_gradient(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD SETTING
               ", Tensor? offset, Tensor? slope, bool needs_residual) -> (Tensor, Tensor)");
   library.def("train_backward(Tensor dy, Tensor x, Tensor count, Tensor mean, Tensor m2, " GIVEN_BACKWARD SETTING
-              ", bool needs_residual) -> (Tensor, Tensor, Tensor, Tensor)");
+              ", bool needs_residual, Tensor? messages, int own) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def("eval_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD
               "Tensor? mask, float eps, int activation, float parameter, bool needs_sums, bool needs_residual) -> "
               "(Tensor, Tensor, Tensor, Tensor)");
   library.def("track_(" STATISTICS ", Tensor count, Tensor mean, Tensor m2, " RULE ") -> ()");
   library.def("train_step(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING ", " STATISTICS ", " RULE
-              ") -> (Tensor, Tensor, Tensor, Tensor)");
-  library.def("merge(Tensor messages, float eps) -> (Tensor, Tensor, Tensor, Tensor)");
+              ", Tensor? messages) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(evenorm, CPU, library) {
   library.impl("moments", &moments);
+  library.impl("forward_message", &forward_message);
   library.impl("normalize", &normalize);
   library.impl("train_forward", &train_forward);
   library.impl("backward_sums", &backward_sums);
+  library.impl("backward_message", &backward_message);
   library.impl("input_gradient", &input_gradient);
   library.impl("train_backward", &train_backward);
   library.impl("eval_backward", &eval_backward);
   library.impl("track_", &track);
   library.impl("train_step", &train_step);
-  library.impl("merge", &merge);
 }

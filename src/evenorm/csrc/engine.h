@@ -84,11 +84,9 @@ struct Update {
 };
 void track(const Update& update);
 
-// What merging gives: the count, and C values each; `var` is m2 / count + eps.
-struct Merged {
-  double *count, *mean, *m2, *var;
-};
-// Merges rows of 2 C + 1 numbers, the count, C means and C m2 each; see track.cpp.
-void merge(const double* rows, int64_t row_count, int64_t channels, double eps, const Merged& to);
+// Merge rows of 2 C + 1 numbers, the count, C means and C m2 each; see track.cpp.
+void merge(const double* rows, int64_t row_count, int64_t channels, double* count, double* mean, double* m2);
+// Add up rows and divide by the count, where there is one.
+void mean_of_sums(const double* rows, int64_t row_count, int64_t numbers, double count, double* means);
 
 }  // namespace evenorm

@@ -124,31 +124,33 @@ void track(const Update& update) {
 }
 
 // Chan's rule, from the first row's mean and in the order of rows, so that whoever has the same rows gets the same bits.
-void merge(const double* rows, int64_t row_count, int64_t channels, double eps, const Merged& to) {
+void merge(const double* rows, int64_t row_count, int64_t channels, double* count, double* mean, double* m2) {
   const int64_t row = 2 * channels + 1;
-  double total = 0;
-  for (int64_t r = 0; r < row_count; ++r) total += rows[r * row];
-  const double divisor = total > 1 ? total : 1;
-  const double* start = rows + 1;
-  double* step = to.var;  // until the end
-  for (int64_t c = 0; c < channels; ++c) step[c] = to.m2[c] = 0;
+  *count = 0;
+  for (int64_t r = 0; r < row_count; ++r) *count += rows[r * row];
+  const double divisor = *count > 1 ? *count : 1, *start = rows + 1;
+  for (int64_t c = 0; c < channels; ++c) mean[c] = m2[c] = 0;
   for (int64_t r = 1; r < row_count; ++r) {
-    const double count = rows[r * row], *mean = rows + r * row + 1;
-    for (int64_t c = 0; c < channels; ++c) step[c] += count * (mean[c] - start[c]);
+    const double own = rows[r * row], *own_mean = rows + r * row + 1;
+    for (int64_t c = 0; c < channels; ++c) mean[c] += own * (own_mean[c] - start[c]);
   }
-  for (int64_t c = 0; c < channels; ++c) {
-    step[c] /= divisor;
-    to.mean[c] = start[c] + step[c];
-  }
+  for (int64_t c = 0; c < channels; ++c) mean[c] = start[c] + mean[c] / divisor;
   for (int64_t r = 0; r < row_count; ++r) {
-    const double count = rows[r * row], *mean = rows + r * row + 1, *m2 = mean + channels;
+    const double own = rows[r * row], *own_mean = rows + r * row + 1, *own_m2 = own_mean + channels;
     for (int64_t c = 0; c < channels; ++c) {
-      const double rest = mean[c] - start[c] - step[c];
-      to.m2[c] += m2[c] + count * rest * rest;
+      const double away = own_mean[c] - mean[c];
+      m2[c] += own_m2[c] + own * away * away;
     }
   }
-  for (int64_t c = 0; c < channels; ++c) to.var[c] = to.m2[c] / divisor + eps;
-  *to.count = total;
+}
+
+void mean_of_sums(const double* rows, int64_t row_count, int64_t numbers, double count, double* means) {
+  const double divisor = count > 1 ? count : 1;
+  for (int64_t i = 0; i < numbers; ++i) {
+    double sum = rows[i];
+    for (int64_t r = 1; r < row_count; ++r) sum += rows[r * numbers + i];
+    means[i] = sum / divisor;
+  }
 }
 
 }  // namespace evenorm

@@ -102,4 +102,13 @@ class Arguments {
   StableIValue* next_;
 };
 
+// (C,) or (G, C), any float type, any strides.
+Values values(const View& given, int64_t groups, int64_t channels, const char* name) {
+  if (!given) return {};
+  const bool grouped = given.dim == 2;
+  CHECK((given.dim == 1 || grouped) && given.sizes[given.dim - 1] == channels, name, " must have shape (C,) or (G, C)");
+  CHECK(!grouped || given.sizes[0] == groups, name, " must have one row for each group");
+  return {given.data, given.type(name), given.strides[given.dim - 1], grouped ? given.strides[0] : 0};
+}
+
 }  // namespace

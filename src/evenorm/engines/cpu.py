@@ -31,6 +31,7 @@ Maybe = Tensor | None
 # What `track_` takes besides the batch: running_mean, running_var, num_batches_tracked, momentum, debias,
 # skip_nonfinite, skipped.
 Update = tuple[Tensor, Tensor, Maybe, float, bool, int, Maybe]
+_NO_UPDATE = (None, None, None, 0.0, False, 0, None)
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
@@ -101,14 +102,27 @@ def train_forward(
 
 
 def train_step(
-    x: Tensor, weight: Maybe, bias: Maybe, residual: Maybe, setting: Setting, update: Update | None
+    x: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    residual: Maybe,
+    setting: Setting,
+    update: Update | None,
+    messages: Maybe = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Do `train_forward` and, in the same call, let the batch enter the running statistics, in place."""
-    if update is None:
-        return train_forward(x, weight, bias, residual, setting)
+    """Do `train_forward` and, in the same call, let the batch enter the running statistics, in place.
+
+    Given the `forward_message` of each worker, (W, 2 C + 1), the batch is that of all of them.
+    """
     found: tuple[Tensor, Tensor, Tensor, Tensor]
-    found = _operators.train_step.default(x, weight, bias, residual, *setting, *update)
+    found = _operators.train_step.default(x, weight, bias, residual, *setting, *(update or _NO_UPDATE), messages)
     return found
+
+
+def forward_message(x: Tensor, mask: Maybe) -> Tensor:
+    """Return what other workers have to know of a batch, (1, 2 C + 1): its count, means and m2."""
+    message: Tensor = _operators.forward_message.default(x, mask)
+    return message
 
 
 def backward_sums(
@@ -124,6 +138,22 @@ def backward_sums(
     """Return sum g and sum g * xhat of each group and channel, (G, C)."""
     sums: tuple[Tensor, Tensor] = _operators.backward_sums.default(dy, x, mean, var, weight, bias, saved, *setting)
     return sums
+
+
+def backward_message(
+    dy: Tensor,
+    x: Tensor,
+    count: Tensor,
+    mean: Tensor,
+    m2: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    saved: Maybe,
+    setting: Setting,
+) -> Tensor:
+    """Return what other workers have to know for the gradient of `train_step`, (1, 2 C): its `backward_sums`."""
+    message: Tensor = _operators.backward_message.default(dy, x, count, mean, m2, weight, bias, saved, *setting)
+    return message
 
 
 def input_gradient(
@@ -158,11 +188,16 @@ def train_backward(
     saved: Maybe,
     setting: Setting,
     needs_residual: bool,
+    messages: Maybe = None,
+    own: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Maybe]:
-    """Return the gradients of `train_forward` by x, weight, bias and residual."""
+    """Return the gradients of `train_forward` by x, weight, bias and residual.
+
+    Or of `train_step` over workers, given their `backward_message`, (W, 2 C), and which row is this one's own.
+    """
     computed = needs_residual and not is_dy(setting)
     dx, dweight, dbias, dresidual = _operators.train_backward.default(
-        dy, x, count, mean, m2, weight, bias, saved, *setting, computed
+        dy, x, count, mean, m2, weight, bias, saved, *setting, computed, messages, own
     )
     return dx, dweight, dbias, residual_gradient(dy, dresidual, needs_residual, computed)
 
@@ -225,12 +260,6 @@ def track_(
     )
 
 
-def merge(messages: Tensor, eps: float) -> tuple[Moments, Tensor]:
-    """Merge the messages of workers, float64, (W, 2 C + 1): the moments of all, and variance + eps, (1, C)."""
-    *batch, var = _operators.merge.default(messages, eps)
-    return Moments(*batch), var
-
-
 def is_dy(setting: Setting) -> bool:
     """Tell whether the residual's gradient is dy itself, with nothing to compute."""
     return setting.activation == 0 and setting.mask is None
@@ -285,24 +314,8 @@ def _fake_backward_sums(dy: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, ...
     return _fake_moments(x, None, given[6])[1:]
 
 
-def _fake_input_gradient(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Maybe,
-    bias: Maybe,
-    saved: Maybe,
-    mask: Maybe,
-    splits: Sequence[int] | None,
-    eps: float,
-    activation: int,
-    parameter: float,
-    offset: Maybe,
-    slope: Maybe,
-    needs_residual: bool,
-) -> tuple[Tensor, Tensor]:
-    return _like(x), _like(x) if needs_residual else x.new_empty(0)
+def _fake_input_gradient(dy: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    return _like(x), _like(x) if given[-1] else x.new_empty(0)
 
 
 def for_parameter(x: Tensor, parameter: Maybe, needed: bool = True) -> Tensor:
@@ -326,6 +339,7 @@ def _fake_train_backward(
     activation: int,
     parameter: float,
     needs_residual: bool,
+    *of_workers: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dresidual = _like(x) if needs_residual else x.new_empty(0)
     return _like(x), for_parameter(x, weight), for_parameter(x, bias), dresidual
@@ -369,11 +383,6 @@ def _fake_train_step(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
     return (_like(x), *_fake_moments(x, None, given[4]))
 
 
-def _fake_merge(messages: Tensor, eps: float) -> tuple[Tensor, ...]:
-    channels = messages.shape[1] // 2
-    return _double(messages, 1), *(_double(messages, 1, channels) for _ in range(3))
-
-
 # Of every operator, by name; the GPU engine's operators are alike.
 SHAPES: dict[str, Callable[..., object]] = {
     "moments": _fake_moments,
@@ -385,5 +394,6 @@ SHAPES: dict[str, Callable[..., object]] = {
     "eval_backward": _fake_eval_backward,
     "track_": _fake_track,
     "train_step": _fake_train_step,
-    "merge": _fake_merge,
+    "forward_message": lambda x, mask: _double(x, 1, 2 * x.shape[1] + 1),
+    "backward_message": lambda dy, x, *given: _double(x, 1, 2 * x.shape[1]),
 }
