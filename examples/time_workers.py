@@ -7,6 +7,7 @@ On GPUs the same line; each worker takes the GPU of its local rank.
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -59,10 +60,13 @@ def send(messages: Sequence[Tensor]) -> None:
 
 
 def times(runs: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Return the median time of each, in microseconds, all in turn; workers start each together."""
+    """Return the median time of each, in microseconds, all in turn; workers start each together.
+
+    The turns are shuffled, alike on all workers, since each run is slower or faster behind another.
+    """
     taken: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
+    for turn in range(ROUNDS):
+        for name, run in random.Random(turn).sample([*runs.items()], len(runs)):
             dist.barrier()
             if device.type == "cuda":
                 torch.cuda.synchronize()
