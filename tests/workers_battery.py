@@ -213,23 +213,25 @@ def sums_and_moments_have_the_same_bits_everywhere(rank: int, world: int) -> Non
 
 @check
 def one_call_does_what_the_calls_apart_do(rank: int, world: int) -> None:
-    """The CPU engine's step over workers, and the general way that options and other engines take."""
-    kept, sent = functional.train_step, []
-    outcomes = []
-    for way in (kept, lambda *given: None):
-        functional.train_step = lambda *given, _way=way: sent.append(_way(*given)) or sent[-1]
-        try:
-            together = layer(torch.float64, process_group="world", activation="silu")
-            x, residual = (draw(3 + rank, 4, 3, dtype=torch.float64, seed=seed + rank) for seed in (0, 9))
-            x, residual = x.requires_grad_(), residual.requires_grad_()
-            y = together(x, residual=residual)
-            gradients = torch.autograd.grad(y, [x, residual, *together.parameters()], y.detach().cos())
-            outcomes.append([y, *gradients, *together.buffers()])
-        finally:
-            functional.train_step = kept
-    assert [y is None for y in sent] == [cpu.available() is not None, True]
-    for one, other in zip(*outcomes, strict=True):
-        near(one, other, torch.float64)
+    """The CPU engine's step over workers, with the update in it and without, and the way of other engines."""
+    step, few, outcomes = functional.train_step, functional.few, []
+    for functional.train_step, functional.few in (
+        (step, few),
+        (lambda *given: None, few),
+        (lambda *given: None, lambda among: False),
+    ):
+        together = layer(torch.float64, process_group="world", activation="silu")
+        x, residual = (draw(3 + rank, 4, 3, dtype=torch.float64, seed=seed + rank) for seed in (0, 9))
+        x, residual = x.requires_grad_(), residual.requires_grad_()
+        y = together(x, residual=residual)
+        gradients = torch.autograd.grad(y, [x, residual, *together.parameters()], y.detach().cos())
+        outcomes.append((y.grad_fn.name(), [y, *gradients, *together.buffers()]))
+    functional.train_step, functional.few = step, few
+    one = "StepPooledBackward" if cpu.available() is None else "TrainPooledBackward"
+    assert [name for name, _ in outcomes] == [one, one, "TrainPooledBackward"]
+    for _, others in outcomes[1:]:
+        for found, other in zip(outcomes[0][1], others, strict=True):
+            near(found, other, torch.float64)
 
 
 @check

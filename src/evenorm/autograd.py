@@ -119,19 +119,20 @@ class StepPooled(torch.autograd.Function):
         bias: Maybe,
         residual: Maybe,
         given: tuple[Setting, cpu.Update | None, Workers],
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Keep what `Step` does, and the residual, from which higher derivatives start."""
         setting, update, among = given
         messages = workers.gather(cpu.forward_message(x, setting.mask), among.group)
-        y, *batch = cpu.train_step(x, weight, bias, residual, setting, update, messages)
+        y, count, mean, m2 = cpu.train_step(x, weight, bias, residual, setting, update, messages)
         ctx.setting, ctx.among = _with_mask(setting, None), among
         saved = _to_rebuild(y, residual, setting)
-        ctx.save_for_backward(x, weight, bias, residual, saved, setting.mask, *batch)
+        ctx.save_for_backward(x, weight, bias, residual, saved, setting.mask, count, mean, m2)
+        ctx.mark_non_differentiable(count, mean, m2)
         ctx.set_materialize_grads(False)
-        return y
+        return y, count, mean, m2
 
     @staticmethod
-    def backward(ctx: Any, dy: Maybe) -> tuple[Maybe, ...]:
+    def backward(ctx: Any, dy: Maybe, *_: Maybe) -> tuple[Maybe, ...]:
         """As `Train`'s, with the sums over all workers in dx, and this one's own for the parameters [7, 8]."""
         if dy is None:
             return (None,) * 5

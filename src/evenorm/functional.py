@@ -177,6 +177,8 @@ def train(
     if anchor is not None or among is not None:
         if transformed():
             y, *batch = autograd.train_pooled(*given, anchor, among)
+        elif anchor is None and among is not None and few(among) and cpu.supports(x):
+            y, *batch = autograd.apply(autograd.StepPooled, *given[:-1], (setting, None, among))
         else:
             y, *batch = autograd.apply(autograd.TrainPooled, *given, anchor, among)
     elif transformed():
@@ -214,7 +216,7 @@ def train_step(
         return None
     setting, y = Setting(mask, None, eps, *known), None
     if among is not None:
-        y = autograd.apply(autograd.StepPooled, x, weight, bias, residual, (setting, update, among))
+        y = autograd.apply(autograd.StepPooled, x, weight, bias, residual, (setting, update, among))[0]
     elif wants_gradient(x, weight, bias, residual):
         y = autograd.apply(autograd.Step, x, weight, bias, residual, (setting, update))
     else:
