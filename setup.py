@@ -180,6 +180,7 @@ class bdist_wheel(BdistWheel):  # noqa: N801
         self.root_is_pure = not (Path(build.build_lib) / "evenorm" / ENGINE).exists()
         if self.root_is_pure:
             self.distribution.ext_modules = None  # or all files would be filed under the platform
+        self.skip_build = True  # or installing into the wheel would compile it all once more
         super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
