@@ -53,7 +53,7 @@ test-sanitize: $(PACKAGE) ## the tests of all that computes, the engine built wi
 	@EVENORM_ENGINE= EVENORM_SANITIZE=1 $(BIN)/python setup.py --quiet build \
 		--build-lib build/sanitized/lib --build-temp build/sanitized/objects
 	@export LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)"; \
-		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest --quiet \
+		ASAN_OPTIONS=detect_leaks=0 EVENORM_RECYCLE=off $(BIN)/python -m pytest --quiet \
 		--override-ini='pythonpath=build/sanitized/lib tests' $(SANITIZED_TESTS) $(FLAGS)
 
 # Triton's wheel is large, and torch's CUDA wheels bring it: only these targets install it. The interpreter runs the

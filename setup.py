@@ -10,7 +10,8 @@ Environment:
     EVENORM_SANITIZE=1   build the engine with AddressSanitizer and UBSan. To run the tests with it:
         EVENORM_SANITIZE=1 python setup.py build_ext --inplace
         LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libstdc++.so)" \
-            ASAN_OPTIONS=detect_leaks=0 python -m pytest tests/test_cpu_engine.py
+            ASAN_OPTIONS=detect_leaks=0 EVENORM_RECYCLE=off python -m pytest tests/test_cpu_engine.py
+        (recycled memory is not malloc's, so no sanitizer would see who leaves it)
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from evenorm.averages import Cumulative, Exponential
 from evenorm.engines import cpu
 from evenorm.formulas import Setting
 from evenorm.moments import Moments
+from own_process import run
 from truth import Call, complaints
 
 pytestmark = pytest.mark.skipif(cpu.available() is not None, reason=f"no C++ engine: {cpu.available()}")
@@ -314,20 +313,6 @@ def test_memory_need_not_be_aligned(dtype: torch.dtype, offset: int) -> None:
     moved = [torch.empty(t.numel() + offset, dtype=dtype)[offset:].view(t.shape).copy_(t) for t in plain]
     for a, b in zip(step(*plain, setting), step(*moved, setting), strict=True):
         assert torch.equal(a, b)
-
-
-def run(code: str, **environment: str) -> str:
-    """Run Python in a process of its own and return what it prints."""
-    source = str(Path(__file__).parent.parent / "src")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env={**os.environ, "PYTHONPATH": source, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 CHECK_SETS = """

@@ -61,9 +61,12 @@ struct Stage {
 
   template <class F>
   void for_each_block(const Unit& unit, F&& work) {
-    const bool whole = direct && !curved;  // in place a unit is one block, unless an activation needs z beside it
     const bool marked = plan.task.mask != nullptr && plan.rows && plan.spread == 1;
-    const int64_t limit = !whole ? block_elements : marked ? marked_elements : unit.rows * unit.width;
+    if (direct && !curved && !marked) {  // one block: nothing is put beside it
+      mark(unit);
+      return work(unit);
+    }
+    const int64_t limit = direct && !curved ? marked_elements : block_elements;
     const bool parts = unit.width > limit;  // of runs; else some runs
     const int64_t runs = limit / larger(1, unit.width), part = parts ? divide_up(unit.width, limit) : 1;
     const int64_t together = parts ? 1 : larger(1, plan.rows ? runs / plan.repeat * plan.repeat : runs);
@@ -110,11 +113,17 @@ struct Stage {
     }
   }
 
+  // See Extent.
+  int64_t ahead_of(const Unit& block) const {
+    if (!plan.rows) return plan.ahead;
+    return plan.spread > 1 ? block.width : summed_together * plan.repeat * block.stride;
+  }
+
   Tiles tiles(const Unit& block) const {
     const int64_t repeat = plan.repeat, all = block.rows * block.width;
     if (!plan.rows && !direct) return {{{{1, all, 0, false, valid, 0}, 0, 1}, {}}, 1};
     const bool streamed = direct && stream();
-    const int64_t ahead = !direct ? 0 : !plan.rows ? plan.ahead : plan.spread > 1 ? block.width : summed_together * block.stride * repeat;
+    const int64_t ahead = direct ? ahead_of(block) : 0;
     if (repeat == 1) return {{{{block.rows, block.width, ahead, streamed, valid, valid_stride}, 0, 1}, {}}, 1};
     const int64_t whole = block.rows / repeat, done = whole * repeat * block.width;
     const Tile head{{whole, block.width * repeat, ahead, streamed, valid, valid_stride * repeat}, 0, repeat};
