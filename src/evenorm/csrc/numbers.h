@@ -195,6 +195,26 @@ template <class V, class T>
   }
 }
 
+// The first `count` lanes, less than all; 0 in the others.
+template <class V>
+[[gnu::always_inline]] inline V load_first(const lane_t<V>* from, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Singles>) return (V)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from);
+#endif
+  lane_t<V> all[Parts<V>::count] = {};
+  for (int64_t i = 0; i < count; ++i) all[i] = from[i];
+  return load<V>(all);
+}
+template <class V>
+[[gnu::always_inline]] inline void store_first(V value, lane_t<V>* to, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Singles>) return _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), (__m512)value);
+#endif
+  lane_t<V> all[Parts<V>::count];
+  store(value, all);
+  for (int64_t i = 0; i < count; ++i) to[i] = all[i];
+}
+
 // Past the caches, from registers to memory, since writing a line of a cache reads it first; `to` is aligned to what is written.
 #if defined(__AVX512F__)
 constexpr bool streams = true;

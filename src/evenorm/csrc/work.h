@@ -239,17 +239,18 @@ struct Work {
     Gate gate;
   };
 
-  Gradient gradient_of(Stage<T>& stage, const Unit& block, const Coefficients& k, bool doubles) {
+  Gradient gradient_of(Stage<T>& stage, const Unit& block, const Coefficients& k, bool doubles, bool keep) {
     const Runs x = stage.input(task.x, block, 0), dy = stage.input(task.dy, block, 1);
     const Runs saved = task.extra == nullptr ? Runs{} : stage.input(task.extra, block, 2);
     if (!curved) {
       const Gate with_relu = saved.data == nullptr ? Gate::input : Gate::output;
       return {dy, x, saved, task.activation == relu_code ? with_relu : Gate::none};
     }
-    const Runs z{stage.buffer[3], block.width}, g{stage.buffer[4], block.width};
+    const Runs z{stage.buffer[3], block.width}, g = keep ? stage.output(task.out, block, 4) : Runs{stage.buffer[4], block.width};
     if (!task.extra_is_output) normalize_any(stage.tiles(block), x, saved, z, k, false, stage.direct, doubles);
     const Runs seen = task.extra_is_output ? saved : z;
-    for_each_run(block, seen.stride == block.width && dy.stride == block.width, [&](int64_t r, int64_t count) {
+    const bool joined = seen.stride == block.width && dy.stride == block.width && g.stride == block.width;
+    for_each_run(block, joined, [&](int64_t r, int64_t count) {
       curve<S>(task.activation).slope(seen.row<S>(r), dy.row<S>(r), g.row<S>(r), count, S(task.parameter),
                                       next_of(stage, block, r, task.dy));
     });
@@ -276,7 +277,7 @@ struct Work {
     Stage<T> stage(plan, curved, doubles);
     with_sums(g, column, chunk, spread, [&](double* u, double* uv) {
       stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
-        const Gradient given = gradient_of(stage, block, k, applied_in_doubles(g, column));
+        const Gradient given = gradient_of(stage, block, k, applied_in_doubles(g, column), keep);
         const Tiles tiles = stage.tiles(block);
         with_types(stage.direct, doubles, [&]<class V, class E>(Types<V, E>) {
           with_gate(given.gate, [&](auto gate) {
@@ -318,7 +319,7 @@ struct Work {
     Stage<T> stage(plan, curved, doubles);
     stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
       const Gradient given = kept ? Gradient{stage.kept(task.out, block, 4), stage.input(task.x, block, 0), {}, Gate::none}
-                                  : gradient_of(stage, block, k, applied_in_doubles(g, column));
+                                  : gradient_of(stage, block, k, applied_in_doubles(g, column), false);
       const Runs dx = stage.output(task.out, block, 3);
       const Runs dresidual = task.dresidual == nullptr ? Runs{} : stage.output(task.dresidual, block, 5);
       gradient_any(stage.tiles(block), given, k, dx, dresidual, centred, stage.direct, doubles);
