@@ -98,12 +98,6 @@ struct Exponential {
 }
 [[gnu::always_inline]] inline double normal_tail(double size, double) { return 0.5 * std::erfc(size * 0.70710678118654752440); }
 
-template <class S>
-[[gnu::always_inline]] inline S size_of(S z) {
-  return z < S{} ? -z : z;
-}
-[[gnu::always_inline]] inline Singles size_of(Singles z) { return (Singles)((Integers)z & 0x7fffffff); }
-
 // sigmoid(|z|) and sigmoid(-|z|), each to full relative precision.
 template <class S>
 struct Gates {

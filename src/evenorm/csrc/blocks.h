@@ -164,8 +164,12 @@ template <class V, Gate gate, class E>
 template <class V>
 constexpr bool in_double = sizeof(lane_t<V>) == sizeof(double);
 
+// Returns whether rounding in float may have given a z beside a residual the wrong sign: where it is no further from 0 than twice
+// what rounding x * scale + bias, and its bias before, can have moved it. The sum with the residual never has a wrong sign.
 template <class V, class E, bool wide, bool residual, bool relu>
-void normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, const Coefficients& k) {
+bool normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, const Coefficients& k) {
+  constexpr bool doubts = residual && sizeof(E) == sizeof(float) && !in_double<V>;
+  Flags doubtful;
   const auto fetch = [&](int64_t r) {
     if (!extent.stream) fetch_ahead(ys.row<E>(r), extent);
   };
@@ -174,10 +178,15 @@ void normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, const Coef
     U z;
     if constexpr (in_double<U>) z = (x - held.mean) * held.scale + held.bias;
     else z = x * held.scale + (finite(x) * held.scale_rest + held.bias);  // an infinite x has no rest
-    if constexpr (residual) z += load<U>(residuals.row<E>(r) + i);
+    if constexpr (residual) {
+      const U added = load<U>(residuals.row<E>(r) + i);
+      z += added;
+      if constexpr (doubts) doubtful.note(size_of(z) <= 0x1p-22f * (size_of(added) + size_of(held.bias)));
+    }
     put(extent.if_valid(r, i, relu ? positive_part(z) : z), ys.row<E>(r) + i, extent.stream);
   };
   for_each_vector<V, wide>(extent, k, fetch, body);
+  return doubts && doubtful.any();
 }
 
 // value * (factor + rest) + term: in float the factor's own rounding would cost half as much again as the arithmetic does.
@@ -230,12 +239,14 @@ struct MomentTerms {
 template <Gate gate, class E>
 struct GradientTerms {
   const Extent& extent;
-  Runs dys, xs, saveds;
+  Runs dys, xs, saveds, kept;  // kept: where g is put, if anywhere
   template <class V>
   [[gnu::always_inline]] Pair<V> at(int64_t r, int64_t i, const Held<V>& k) const {
     const E* x = xs.row<E>(r) + i;
-    const V g = gated<V, gate>(dys.row<E>(r) + i, x, gate == Gate::output ? saveds.row<E>(r) + i : nullptr, k);
-    return {extent.if_valid(r, i, g), extent.if_valid(r, i, load<V>(x) - k.mean)};
+    const V passed = gated<V, gate>(dys.row<E>(r) + i, x, gate == Gate::output ? saveds.row<E>(r) + i : nullptr, k);
+    const V g = extent.if_valid(r, i, passed);
+    if (kept.data != nullptr) put(g, kept.row<E>(r) + i, extent.stream);
+    return {g, extent.if_valid(r, i, load<V>(x) - k.mean)};
   }
   [[gnu::always_inline]] void fetch(int64_t r, int64_t i) const {
     __builtin_prefetch(xs.row<E>(r) + i + extent.ahead);

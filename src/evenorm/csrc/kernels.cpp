@@ -56,8 +56,8 @@ struct BackwardSums {
     Work<T> work(task);
     if (work.plan.failed) return false;
     work.phases([&](int64_t g, int64_t panel) { work.channels.prepare_gradient(g, panel); },
-                [&](int64_t g, int64_t column, int64_t chunk) { work.gradient_sums(g, column, chunk, false); },
-                [&](int64_t g, int64_t panel) { work.finish_gradient_sums(g, panel, false, false); }, Nothing{});
+                [&](int64_t g, int64_t column, int64_t chunk) { work.gradient_sums(g, column, chunk); },
+                [&](int64_t g, int64_t panel) { work.finish_gradient_sums(g, panel, false); }, Nothing{});
     return true;
   }
 };
@@ -80,9 +80,9 @@ struct TrainBackward {
     Work<T> work(task);
     if (work.plan.failed) return false;
     work.phases([&](int64_t g, int64_t panel) { work.channels.prepare_gradient(g, panel); },
-                [&](int64_t g, int64_t column, int64_t chunk) { work.gradient_sums(g, column, chunk, work.keeps); },
-                [&](int64_t g, int64_t panel) { work.finish_gradient_sums(g, panel, true, work.keeps); },
-                [&](int64_t g, int64_t column, int64_t chunk) { work.gradient(g, column, chunk, true, work.keeps); });
+                [&](int64_t g, int64_t column, int64_t chunk) { work.gradient_sums(g, column, chunk); },
+                [&](int64_t g, int64_t panel) { work.finish_gradient_sums(g, panel, true); },
+                [&](int64_t g, int64_t column, int64_t chunk) { work.gradient(g, column, chunk, true, true); });
     return true;
   }
 };
@@ -93,13 +93,14 @@ struct EvalBackward {
   static bool run(const Task& task) {
     Work<T> work(task);
     if (work.plan.failed) return false;
+    if (!work.curved) work.kept = nullptr;  // dy is in the cache still
     const bool with_sums = task.sums[0] != nullptr;
     const auto unit = [&](int64_t g, int64_t column, int64_t chunk) {
-      if (with_sums) work.gradient_sums(g, column, chunk, work.keeps);
-      work.gradient(g, column, chunk, false, with_sums && work.keeps);
+      if (with_sums) work.gradient_sums(g, column, chunk);
+      work.gradient(g, column, chunk, false, with_sums);
     };
     const auto finish = [&](int64_t g, int64_t panel) {
-      if (with_sums) work.finish_gradient_sums(g, panel, false, false);
+      if (with_sums) work.finish_gradient_sums(g, panel, false);
     };
     work.phases([&](int64_t g, int64_t panel) { work.channels.prepare_gradient(g, panel); }, unit, finish, Nothing{});
     return true;

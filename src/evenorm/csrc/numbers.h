@@ -260,6 +260,26 @@ template <class S, class T>
   for (; i < count; ++i) narrow(from[i], to + i);
 }
 
+template <class V>
+[[gnu::always_inline]] inline V size_of(V value) {
+  if constexpr (std::is_same_v<V, Singles>) return (V)((Integers)value & 0x7fffffff);
+  else if constexpr (std::is_same_v<V, Doubles>) return (V)((Longs)value & 0x7fffffffffffffff);
+  else return value < 0 ? -value : value;
+}
+
+// Lanes in which something was the case at some time.
+struct Flags {
+  Integers lanes = {};
+  bool single = false;
+  [[gnu::always_inline]] void note(Integers where) { lanes |= where; }
+  [[gnu::always_inline]] void note(bool there) { single |= there; }
+  bool any() const {
+    bool found = single;
+    for (int i = 0; i < Parts<Singles>::count; ++i) found |= lanes[i] != 0;
+    return found;
+  }
+};
+
 // The last `count` lanes; 0 in the others.
 template <class V>
 [[gnu::always_inline]] inline V last_lanes(V value, int64_t count) {

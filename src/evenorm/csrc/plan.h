@@ -17,9 +17,11 @@ namespace {
 using evenorm::Task;
 
 constexpr int64_t chunk_elements = 16384;   // two or three operands of a chunk fit the level 2 cache together
+constexpr int64_t most_in_chunk = 65536;    // of rows, whose sums all lie in one thread's way to the next phase;
+constexpr int64_t fewest_chunks = 32;       // there are so many in any case
 constexpr int64_t block_elements = 2048;    // what is staged at a time: the three or four buffers in use fit the level 1 cache
 constexpr int64_t marked_elements = 8192;   // of masked rows at a time, whose marks are spread beside them
-constexpr int64_t widest_panel = 256;       // channels whose sums, coefficients and some rows fit the level 1 cache
+constexpr int64_t widest_panel = 512;       // channels whose sums, coefficients and some rows fit the level 1 cache
 constexpr int64_t short_channel = 4096;     // values: of shorter channels some make a panel,
 constexpr int64_t most_columns = 16;        // up to this many
 constexpr int64_t fewest_rows = 64;         // of a chunk, or writing its sums costs more than a few per cent of reading it
@@ -184,7 +186,9 @@ inline void Plan::choose_rows() {
     const int64_t whole_vectors = 8 / common_divisor(channels, 8);
     repeat = divide_up(divide_up(128, channels), whole_vectors) * whole_vectors;
   }
-  per_chunk = divide_up(larger(fewest_rows, chunk_elements / larger(1, channels)), repeat) * repeat;
+  const int64_t elements = task.samples * task.positions * channels;
+  const int64_t together = larger(chunk_elements, smaller(most_in_chunk, elements / fewest_chunks));
+  per_chunk = divide_up(larger(fewest_rows, together / larger(1, channels)), repeat) * repeat;
   panel_width = column_width = larger(1, smaller(channels, widest_panel));
   panels = columns = divide_up(channels, panel_width);
 }

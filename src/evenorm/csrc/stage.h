@@ -131,18 +131,12 @@ struct Stage {
     return {{head, tail}, 2};
   }
 
-  // What an earlier pass has left in an output, with no conversion: for g, which lies where dx will. It is read from there, unless
-  // runs end within a vector: the one that ends them would meet again what the one before it has written.
-  void keep(Runs values, void* base, const Unit& block) const {
-    if (direct) return;
-    T* to = static_cast<T*>(base) + block.offset;
-    for (int64_t r = 0; r < block.rows; ++r) copy_out(values.row<S>(r), to + r * block.stride, block.width, false);
-  }
-  Runs kept(void* base, const Unit& block, int slot) {
-    if (direct && block.width % Parts<Singles>::count == 0) return output(base, block, slot);
-    const T* from = static_cast<const T*>(base) + block.offset;
+  // An input that will be written over while it is read. Where runs end within a vector it is copied: the one that ends them would
+  // meet again what the one before it has written.
+  Runs replaced_input(void* base, const Unit& block, int slot) {
+    if (!direct || block.width % Parts<Singles>::count == 0) return input(base, block, slot);
     for (int64_t r = 0; r < block.rows; ++r)
-      widen_run(from + r * block.stride, buffer[slot] + r * block.width, block.width);
+      widen_run(static_cast<T*>(base) + block.offset + r * block.stride, buffer[slot] + r * block.width, block.width);
     return {buffer[slot], block.width};
   }
 
@@ -166,7 +160,7 @@ struct Stage {
     return {buffer[slot], block.width};
   }
 
-  // 0 where nothing is valid: an activation of 0 may be something else.
+  // 0 where nothing is valid: an activation of 0, or its slope, may be something else.
   void clear_invalid(Runs values, const Unit& block) const {
     if (valid == nullptr) return;
     for (int64_t r = 0; r < block.rows; ++r) {

@@ -30,8 +30,8 @@ struct Work {
   Channels channels{task, plan};
   bool curved;  // the activation needs a block of z
 
-  bool signs;   // the sign of y is all that backward will know of the residual
-  bool keeps;   // g is put where dx will lie, so that the activation's slope is computed once
+  bool signs;   // the sign of y is all that backward will know of the residual: it has to be right, next to 0 too
+  void* kept;   // where g is put while it is summed, to be read there by the next pass; null: it is computed once more
 
   explicit Work(const Task& given)
       : task(given),
@@ -39,7 +39,15 @@ struct Work {
         curved(given.activation > relu_code),
         signs(sizeof(T) == sizeof(float) && given.extra != nullptr &&
               (given.activation == relu_code || given.activation == leaky_relu_code)),
-        keeps(curved && sizeof(T) == sizeof(S)) {}
+        kept(place_of_g()) {}
+
+  // The residual's gradient is g, and is read in place of dy and y where those come from memory once more. Without a residual g lies
+  // where dx will, if its slope takes long to compute and is not rounded there.
+  void* place_of_g() const {
+    const bool exact = !curved || sizeof(T) == sizeof(S);
+    if (task.dresidual != nullptr && exact && (curved || (!plan.fused && plan.stream))) return task.dresidual;
+    return curved && exact ? task.out : nullptr;
+  }
 
   Coefficients coefficients(int64_t g, int64_t column) const {
     const int64_t at = column * plan.column_width;
@@ -48,9 +56,8 @@ struct Work {
 
   bool in_doubles(int64_t g, int64_t column) const { return plan.doubles_only || !plan.scaled[g * plan.columns + column]; }
   bool summed_in_doubles(int64_t g, int64_t column) const { return plan.doubles_summed || in_doubles(g, column); }
-  // Where y's sign will tell z's it has to be right, next to 0 too.
   bool applied_in_doubles(int64_t g, int64_t column) const {
-    return plan.doubles_only || signs || !fuses || !plan.near[g * plan.columns + column];
+    return plan.doubles_only || !fuses || !plan.near[g * plan.columns + column];
   }
 
   // The shift: near the mean, so that the sums of squares keep their digits; a value of the channel where all are the same, so
@@ -178,21 +185,24 @@ struct Work {
     flag ? work(std::true_type{}) : work(std::false_type{});
   }
 
-  void normalize_any(const Tiles& tiles, Runs x, Runs residual, Runs y, const Coefficients& k, bool relu, bool direct,
+  // Returns whether some sign is in doubt; see `normalize_block`.
+  bool normalize_any(const Tiles& tiles, Runs x, Runs residual, Runs y, const Coefficients& k, bool relu, bool direct,
                      bool doubles) {
+    bool doubtful = false;
     with_types(direct, doubles, [&]<class V, class E>(Types<V, E>) {
       with_flag(plan.rows, [&](auto wide) {
         with_flag(residual.data != nullptr, [&](auto with_residual) {
           with_flag(relu, [&](auto with_relu) {
             for (int t = 0; t < tiles.count; ++t) {
               const Tile& tile = tiles.tile[t];
-              normalize_block<V, E, wide(), with_residual(), with_relu()>(tile.extent, seen<E>(x, tile), seen<E>(residual, tile),
-                                                                        seen<E>(y, tile), k);
+              doubtful |= normalize_block<V, E, wide(), with_residual(), with_relu()>(
+                  tile.extent, seen<E>(x, tile), seen<E>(residual, tile), seen<E>(y, tile), k);
             }
           });
         });
       });
     });
+    return doubtful;
   }
 
   static void fill_apply(Spread& spread, bool doubles) {
@@ -202,6 +212,13 @@ struct Work {
 
   void apply(int64_t g, int64_t column, int64_t chunk) {
     const bool doubles = applied_in_doubles(g, column);
+    if (apply(g, column, chunk, doubles) && signs) apply(g, column, chunk, true);
+    if (plan.stream) finish_streams();
+  }
+
+  // Returns whether some sign is in doubt.
+  bool apply(int64_t g, int64_t column, int64_t chunk, bool doubles) {
+    bool doubtful = false;
     Spread spread(plan, plan.span_of(column), coefficients(g, column));
     fill_apply(spread, doubles);
     const Coefficients k = spread.coefficients();
@@ -210,7 +227,7 @@ struct Work {
       const Runs x = stage.input(task.x, block, 0);
       const Runs residual = task.extra == nullptr ? Runs{} : stage.input(task.extra, block, 1);
       const Runs y = stage.output(task.out, block, 2);
-      normalize_any(stage.tiles(block), x, residual, y, k, task.activation == relu_code, stage.direct, doubles);
+      doubtful |= normalize_any(stage.tiles(block), x, residual, y, k, task.activation == relu_code, stage.direct, doubles);
       if (curved) {
         for_each_run(block, y.stride == block.width, [&](int64_t r, int64_t count) {
           curve<S>(task.activation).value(y.row<S>(r), count, S(task.parameter), next_of(stage, block, r, task.extra));
@@ -219,7 +236,7 @@ struct Work {
       }
       stage.finish_output(task.out, block, 2);
     });
-    if (plan.stream) finish_streams();
+    return doubtful;
   }
 
   template <class F>
@@ -239,14 +256,14 @@ struct Work {
     Gate gate;
   };
 
-  Gradient gradient_of(Stage<T>& stage, const Unit& block, const Coefficients& k, bool doubles, bool keep) {
+  Gradient gradient_of(Stage<T>& stage, const Unit& block, const Coefficients& k, bool doubles, Runs place) {
     const Runs x = stage.input(task.x, block, 0), dy = stage.input(task.dy, block, 1);
     const Runs saved = task.extra == nullptr ? Runs{} : stage.input(task.extra, block, 2);
     if (!curved) {
       const Gate with_relu = saved.data == nullptr ? Gate::input : Gate::output;
       return {dy, x, saved, task.activation == relu_code ? with_relu : Gate::none};
     }
-    const Runs z{stage.buffer[3], block.width}, g = keep ? stage.output(task.out, block, 4) : Runs{stage.buffer[4], block.width};
+    const Runs z{stage.buffer[3], block.width}, g = place.data != nullptr ? place : Runs{stage.buffer[4], block.width};
     if (!task.extra_is_output) normalize_any(stage.tiles(block), x, saved, z, k, false, stage.direct, doubles);
     const Runs seen = task.extra_is_output ? saved : z;
     const bool joined = seen.stride == block.width && dy.stride == block.width && g.stride == block.width;
@@ -254,7 +271,13 @@ struct Work {
       curve<S>(task.activation).slope(seen.row<S>(r), dy.row<S>(r), g.row<S>(r), count, S(task.parameter),
                                       next_of(stage, block, r, task.dy));
     });
+    if (task.dresidual != nullptr) stage.clear_invalid(g, block);
     return {g, x, {}, Gate::none};
+  }
+
+  Gradient kept_gradient(Stage<T>& stage, const Unit& block) const {
+    const Runs g = kept == task.out ? stage.replaced_input(kept, block, 4) : stage.input(kept, block, 4);
+    return {g, stage.input(task.x, block, 0), {}, Gate::none};
   }
 
   template <class F>
@@ -266,10 +289,10 @@ struct Work {
     }
   }
 
-  void gradient_sums(int64_t g, int64_t column, int64_t chunk, bool keep) {
-    gradient_sums(g, column, chunk, keep, summed_in_doubles(g, column));
+  void gradient_sums(int64_t g, int64_t column, int64_t chunk) {
+    gradient_sums(g, column, chunk, summed_in_doubles(g, column));
   }
-  void gradient_sums(int64_t g, int64_t column, int64_t chunk, bool keep, bool doubles) {
+  void gradient_sums(int64_t g, int64_t column, int64_t chunk, bool doubles) {
     Spread spread(plan, plan.span_of(column), coefficients(g, column));
     spread.fill(doubles, {mean_kind});
     fill_slope(spread, g, column, doubles);
@@ -277,21 +300,23 @@ struct Work {
     Stage<T> stage(plan, curved, doubles);
     with_sums(g, column, chunk, spread, [&](double* u, double* uv) {
       stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
-        const Gradient given = gradient_of(stage, block, k, applied_in_doubles(g, column), keep);
+        const Runs place = kept == nullptr ? Runs{} : stage.output(kept, block, 4);
+        const Gradient given = gradient_of(stage, block, k, applied_in_doubles(g, column), place);
         const Tiles tiles = stage.tiles(block);
         with_types(stage.direct, doubles, [&]<class V, class E>(Types<V, E>) {
           with_gate(given.gate, [&](auto gate) {
             for (int t = 0; t < tiles.count; ++t) {
               const Tile& tile = tiles.tile[t];
               const GradientTerms<gate(), E> terms{tile.extent, seen<E>(given.g, tile), seen<E>(given.x, tile),
-                                                   seen<E>(given.saved, tile)};
+                                                   seen<E>(given.saved, tile), seen<E>(curved ? Runs{} : place, tile)};
               plan.rows ? wide_sums<V>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
             }
           });
         });
-        if (keep) stage.keep(given.g, task.out, block);
+        if (kept != nullptr) stage.finish_output(kept, block, 4);
       });
     });
+    if (plan.stream) finish_streams();
   }
 
   // What tells the activation's slope: the ReLU's bounds, or what z is made of.
@@ -300,17 +325,20 @@ struct Work {
     if (task.activation == relu_code && task.extra == nullptr) spread.fill(doubles, {low_kind, high_kind});
   }
 
-  void finish_gradient_sums(int64_t g, int64_t panel, bool apply, bool keep) {
+  void finish_gradient_sums(int64_t g, int64_t panel, bool apply) {
     merge_panel(
         g, panel, [&](int64_t column) { return channels.gradient_sums_held(g, column); },
-        [&](int64_t column, int64_t chunk) { gradient_sums(g, column, chunk, keep, true); });
+        [&](int64_t column, int64_t chunk) { gradient_sums(g, column, chunk, true); });
     channels.finish_gradient_sums(g, panel, apply);
   }
 
-  void gradient(int64_t g, int64_t column, int64_t chunk, bool centred, bool kept) {
+  // `summed`: after `gradient_sums`, which may have kept g.
+  void gradient(int64_t g, int64_t column, int64_t chunk, bool centred, bool summed) {
+    const bool is_kept = summed && kept != nullptr;
+    void* const dresidual = is_kept ? nullptr : task.dresidual;
     const bool doubles = plan.doubles_moved || in_doubles(g, column);
     Spread spread(plan, plan.span_of(column), coefficients(g, column));
-    if (!kept) fill_slope(spread, g, column, doubles);
+    if (!is_kept) fill_slope(spread, g, column, doubles);
     spread.fill(doubles, {scale_kind});
     if (!doubles) spread.fill(false, {scale_rest_kind});
     if (centred) spread.fill(doubles, {mean_kind, offset_kind, slope_kind});
@@ -318,13 +346,12 @@ struct Work {
     const Coefficients k = spread.coefficients();
     Stage<T> stage(plan, curved, doubles);
     stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
-      const Gradient given = kept ? Gradient{stage.kept(task.out, block, 4), stage.input(task.x, block, 0), {}, Gate::none}
-                                  : gradient_of(stage, block, k, applied_in_doubles(g, column), false);
+      const Gradient given = is_kept ? kept_gradient(stage, block) : gradient_of(stage, block, k, applied_in_doubles(g, column), {});
       const Runs dx = stage.output(task.out, block, 3);
-      const Runs dresidual = task.dresidual == nullptr ? Runs{} : stage.output(task.dresidual, block, 5);
-      gradient_any(stage.tiles(block), given, k, dx, dresidual, centred, stage.direct, doubles);
+      const Runs passed = dresidual == nullptr ? Runs{} : stage.output(dresidual, block, 5);
+      gradient_any(stage.tiles(block), given, k, dx, passed, centred, stage.direct, doubles);
       stage.finish_output(task.out, block, 3);
-      if (task.dresidual != nullptr) stage.finish_output(task.dresidual, block, 5);
+      if (dresidual != nullptr) stage.finish_output(dresidual, block, 5);
     });
     if (plan.stream) finish_streams();
   }
