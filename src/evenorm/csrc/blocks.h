@@ -86,7 +86,7 @@ struct Runs {
 
 struct Extent {
   int64_t rows, width;
-  int64_t ahead = 0;    // from each run or, of wide sums, each vector to what comes next in memory but not in time; 0: fetch nothing
+  int64_t ahead = 0;    // from each narrow run or wide vector to what is fetched meanwhile; 0: nothing
   bool stream = false;  // write past the caches; all runs begin and end on a cache line then
   const uint8_t* valid = nullptr;  // whether an element counts; null: all do
   int64_t valid_stride = 0;        // from run to run
@@ -103,6 +103,13 @@ template <class E>
   if (extent.ahead == 0) return;
   const char* from = reinterpret_cast<const char*>(run + extent.ahead);
   for (int64_t at = 0; at < extent.width * int64_t(sizeof(E)); at += 64) __builtin_prefetch(from + at);
+}
+
+// Wide blocks are many runs to the processor, of which it fetches none ahead by itself. Into the level 2 cache: beside the rows in use
+// the level 1 cache has no room.
+template <class... E>
+[[gnu::always_inline]] inline void fetch_beyond(const Extent& extent, const E*... at) {
+  if (extent.ahead != 0) (__builtin_prefetch(at + extent.ahead, 0, 2), ...);
 }
 
 // body(V, r, i, held) for each element of the block, V the vector or, at the end of a run, its lane. Of wide blocks some rows are
@@ -174,6 +181,10 @@ bool normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, const Coef
     if (!extent.stream) fetch_ahead(ys.row<E>(r), extent);
   };
   const auto body = [&]<class U>(U, int64_t r, int64_t i, const Held<U>& held) __attribute__((always_inline)) {
+    if constexpr (wide) {
+      fetch_beyond(extent, xs.row<E>(r) + i);
+      if constexpr (residual) fetch_beyond(extent, residuals.row<E>(r) + i);
+    }
     const U x = load<U>(xs.row<E>(r) + i);
     U z;
     if constexpr (in_double<U>) z = (x - held.mean) * held.scale + held.bias;
@@ -205,8 +216,12 @@ void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Run
     if (residual) fetch_ahead(dresiduals.row<E>(r), extent);
   };
   const auto body = [&]<class U>(U, int64_t r, int64_t i, const Held<U>& held) __attribute__((always_inline)) {
-    const E* x = xs.row<E>(r) + i;
-    const U passed = gated<U, gate>(dys.row<E>(r) + i, x, gate == Gate::output ? saveds.row<E>(r) + i : nullptr, held);
+    const E *x = xs.row<E>(r) + i, *dy = dys.row<E>(r) + i, *saved = gate == Gate::output ? saveds.row<E>(r) + i : nullptr;
+    if constexpr (wide) {
+      fetch_beyond(extent, x, dy);
+      if constexpr (gate == Gate::output) fetch_beyond(extent, saved);
+    }
+    const U passed = gated<U, gate>(dy, x, saved, held);
     const U g = extent.if_valid(r, i, passed);
     if (residual) put(g, dresiduals.row<E>(r) + i, extent.stream);
     U inner = g;
@@ -233,7 +248,7 @@ struct MomentTerms {
     return {d, d};
   }
   void fetch(int64_t r) const { fetch_ahead(xs.row<E>(r), extent); }
-  [[gnu::always_inline]] void fetch(int64_t r, int64_t i) const { __builtin_prefetch(xs.row<E>(r) + i + extent.ahead); }
+  [[gnu::always_inline]] void fetch(int64_t r, int64_t i) const { fetch_beyond(extent, xs.row<E>(r) + i); }
 };
 
 template <Gate gate, class E>
@@ -249,9 +264,8 @@ struct GradientTerms {
     return {g, extent.if_valid(r, i, load<V>(x) - k.mean)};
   }
   [[gnu::always_inline]] void fetch(int64_t r, int64_t i) const {
-    __builtin_prefetch(xs.row<E>(r) + i + extent.ahead);
-    __builtin_prefetch(dys.row<E>(r) + i + extent.ahead);
-    if constexpr (gate == Gate::output) __builtin_prefetch(saveds.row<E>(r) + i + extent.ahead);
+    fetch_beyond(extent, xs.row<E>(r) + i, dys.row<E>(r) + i);
+    if constexpr (gate == Gate::output) fetch_beyond(extent, saveds.row<E>(r) + i);
   }
   void fetch(int64_t r) const {
     fetch_ahead(dys.row<E>(r), extent);
@@ -315,9 +329,9 @@ void narrow_sums(const Terms& terms, const Coefficients& k, double* u_sum, doubl
 }
 
 constexpr int64_t summed_together = 16;  // rows
+constexpr int64_t fetched_rows = 24;     // how many rows ahead: beyond those that are summed together
 
-// Wide: a vector of channels stays in registers over some rows, so that the sums are not read and written for every row. To the
-// processor these are many runs, of which it fetches none ahead by itself when they come from beyond its caches.
+// Wide: a vector of channels stays in registers over some rows, so that the sums are not read and written for every row.
 template <class V, class Terms>
 void wide_sums(const Terms& terms, const Coefficients& k, double* u_sum, double* uv_sum) {
   const Extent& extent = terms.extent;

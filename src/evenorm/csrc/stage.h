@@ -116,7 +116,7 @@ struct Stage {
   // See Extent.
   int64_t ahead_of(const Unit& block) const {
     if (!plan.rows) return plan.ahead;
-    return plan.spread > 1 ? block.width : summed_together * plan.repeat * block.stride;
+    return plan.spread > 1 ? block.width : fetched_rows * plan.repeat * block.stride;
   }
 
   Tiles tiles(const Unit& block) const {
