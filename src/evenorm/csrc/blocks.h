@@ -112,10 +112,15 @@ template <class... E>
   if (extent.ahead != 0) (__builtin_prefetch(at + extent.ahead, 0, 2), ...);
 }
 
+// Vectors of V that are computed together: where E is narrow they share a cache line, which is not found there any more after some
+// other rows whose distance is a power of two.
+template <class V, class E>
+constexpr int side_by_side = Parts<V>::count * sizeof(E) < 64 ? 2 : 1;
+
 // body(V, r, i, held) for each element of the block, V the vector or, at the end of a run, its lane. Of wide blocks some rows are
 // done together, so that a coefficient is loaded once for all of them; of narrow ones it stays in its register throughout.
 // before(r) comes first in each narrow run.
-template <class All, bool wide, class Before, class Body>
+template <class All, class E, bool wide, class Before, class Body>
 [[gnu::always_inline]] inline void for_each_vector(Extent extent, const Coefficients& k, const Before& before,
                                                    const Body& body) {
   constexpr int64_t together = wide ? 4 : 1, count = Parts<All>::count;
@@ -132,11 +137,20 @@ template <class All, bool wide, class Before, class Body>
       for (int64_t r = 0; r < rows(); ++r) body(V{}, first + r, i, held);
     };
     int64_t i = 0;
-    if constexpr (!wide)
+    if constexpr (!wide) {
       for (; i + 2 * count <= extent.width; i += 2 * count) {
         column(All{}, i);
         column(All{}, i + count);
       }
+    } else if constexpr (side_by_side<All, E> == 2) {
+      for (; i + 2 * count <= extent.width; i += 2 * count) {
+        const Held<All> left = hold<All, true>(k, i), right = hold<All, true>(k, i + count);
+        for (int64_t r = 0; r < rows(); ++r) {
+          body(All{}, first + r, i, left);
+          body(All{}, first + r, i + count, right);
+        }
+      }
+    }
     for (; i + count <= extent.width; i += count) column(All{}, i);
     const bool again = extent.width >= count && !extent.stream;  // some of it once more
     if (i < extent.width && again) return column(All{}, extent.width - count);
@@ -196,7 +210,7 @@ bool normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, const Coef
     }
     put(extent.if_valid(r, i, relu ? positive_part(z) : z), ys.row<E>(r) + i, extent.stream);
   };
-  for_each_vector<V, wide>(extent, k, fetch, body);
+  for_each_vector<V, E, wide>(extent, k, fetch, body);
   return doubts && doubtful.any();
 }
 
@@ -228,7 +242,7 @@ void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Run
     if constexpr (centred) inner = g - product(load<U>(x) - held.mean, held.slope, held.slope_rest, held.offset);
     put(extent.if_valid(r, i, product(inner, held.scale, held.scale_rest, U{})), dxs.row<E>(r) + i, extent.stream);
   };
-  for_each_vector<V, wide>(extent, k, fetch, body);
+  for_each_vector<V, E, wide>(extent, k, fetch, body);
 }
 
 // The two sums of a block, sum u and sum u*v. Moments: u = v = x - shift (shift is passed as the mean). Backward: u = g,
@@ -331,29 +345,41 @@ void narrow_sums(const Terms& terms, const Coefficients& k, double* u_sum, doubl
 constexpr int64_t summed_together = 16;  // rows
 constexpr int64_t fetched_rows = 24;     // how many rows ahead: beyond those that are summed together
 
+template <int count>
+using Count = std::integral_constant<int, count>;
+
 // Wide: a vector of channels stays in registers over some rows, so that the sums are not read and written for every row.
-template <class V, class Terms>
+template <class V, class E, class Terms>
 void wide_sums(const Terms& terms, const Coefficients& k, double* u_sum, double* uv_sum) {
   const Extent& extent = terms.extent;
   constexpr int64_t together = summed_together, count = Parts<V>::count;
   for (int64_t first = 0; first < extent.rows; first += together) {
     const int64_t last = first + together < extent.rows ? first + together : extent.rows;
-    const auto column = [&]<class U>(U, int64_t i) __attribute__((always_inline)) {
-      const Held<U> held = hold<U, true>(k, i);
-      U u = {}, uv = {};
+    const auto columns = [&]<class U, int many>(U, Count<many>, int64_t i) __attribute__((always_inline)) {
+      constexpr int64_t step = Parts<U>::count;
+      Held<U> held[many];
+      U u[many] = {}, uv[many] = {};
+      for (int a = 0; a < many; ++a) held[a] = hold<U, true>(k, i + a * step);
 #pragma GCC unroll 4
       for (int64_t r = first; r < last; ++r) {
-        if constexpr (Parts<U>::count > 1) terms.fetch(r, i);
-        const auto pair = terms.at(r, i, held);
-        u += pair.u;
-        uv += pair.u * pair.v;
+        if constexpr (step > 1) terms.fetch(r, i);
+#pragma GCC unroll 2
+        for (int a = 0; a < many; ++a) {
+          const auto pair = terms.at(r, i + a * step, held[a]);
+          u[a] += pair.u;
+          uv[a] += pair.u * pair.v;
+        }
       }
-      accumulate(u, u_sum + i);
-      accumulate(uv, uv_sum + i);
+      for (int a = 0; a < many; ++a) {
+        accumulate(u[a], u_sum + i + a * step);
+        accumulate(uv[a], uv_sum + i + a * step);
+      }
     };
+    constexpr int many = side_by_side<V, E>;
     int64_t i = 0;
-    for (; i + count <= extent.width; i += count) column(V{}, i);
-    for (; i < extent.width; ++i) column(lane_t<V>{}, i);
+    for (; i + many * count <= extent.width; i += many * count) columns(V{}, Count<many>{}, i);
+    for (; i + count <= extent.width; i += count) columns(V{}, Count<1>{}, i);
+    for (; i < extent.width; ++i) columns(lane_t<V>{}, Count<1>{}, i);
   }
 }
 

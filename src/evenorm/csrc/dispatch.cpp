@@ -24,8 +24,15 @@ static const Kernels& choose() {
   if (v4 && !at_most_v3 && !baseline) return kernels_v4;
   return v3 && !baseline ? kernels_v3 : kernels_baseline;
 }
+
+static bool find_bfloat16() {
+  __builtin_cpu_init();  // this runs while the library is loaded
+  return __builtin_cpu_supports("avx512bf16");
+}
+const bool rounds_to_bfloat16 = find_bfloat16();
 #else
 static const Kernels& choose() { return kernels_baseline; }
+const bool rounds_to_bfloat16 = false;
 #endif
 
 const Kernels& kernels() {

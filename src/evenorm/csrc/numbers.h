@@ -10,6 +10,8 @@
 #include <limits>
 #include <type_traits>
 
+#include "engine.h"
+
 #if defined(__AVX__)
 #include <immintrin.h>
 #endif
@@ -126,6 +128,17 @@ struct float16 {
 }
 
 [[gnu::always_inline]] inline void store_half(Singles value, bfloat16* to) {
+#if defined(__AVX512DQ__)
+  // The processor's own rounding is the one below, but that it makes 0 of subnormals.
+  if (evenorm::rounds_to_bfloat16) [[likely]] {
+    constexpr int subnormal = 0x20;
+    if (_mm512_fpclass_ps_mask((__m512)value, subnormal) == 0) [[likely]] {
+      __m256i rounded;
+      asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(value));
+      return _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded);
+    }
+  }
+#endif
   const Words bits = (Words)value;
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Words words = (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;

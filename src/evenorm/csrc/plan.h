@@ -195,7 +195,7 @@ inline void Plan::choose_rows() {
 
 // As many channels as make whole vectors, so that no row has an end.
 inline bool Plan::choose_spread() {
-  const int64_t line = 64 / evenorm::bytes_of(task.type), least = line / common_divisor(length, line);
+  const int64_t vector = smaller(16, 64 / evenorm::bytes_of(task.type)), least = vector / common_divisor(length, vector);
   if (length < 2 || length > longest_spread || least * length > widest_spread || task.channels < least) return false;
   if (task.samples < fewest_spread * task.groups) return false;
   spread = length;

@@ -135,7 +135,7 @@ struct Work {
         with_types(stage.direct, doubles, [&]<class V, class E>(Types<V, E>) {
           for (int t = 0; t < tiles.count; ++t) {
             const MomentTerms<E> terms{tiles.tile[t].extent, seen<E>(x, tiles.tile[t])};
-            plan.rows ? wide_sums<V>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
+            plan.rows ? wide_sums<V, E>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
           }
         });
       });
@@ -309,7 +309,7 @@ struct Work {
               const Tile& tile = tiles.tile[t];
               const GradientTerms<gate(), E> terms{tile.extent, seen<E>(given.g, tile), seen<E>(given.x, tile),
                                                    seen<E>(given.saved, tile), seen<E>(curved ? Runs{} : place, tile)};
-              plan.rows ? wide_sums<V>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
+              plan.rows ? wide_sums<V, E>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
             }
           });
         });
