@@ -33,14 +33,22 @@ def check(
     if x.dim() < 2:
         raise ValueError(f"expected 2D or higher input (got {x.dim()}D input): (N, C, *positions)")
     channels = x.shape[1]
-    named = ("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)
-    for name, vector in named:
-        if vector is not None and vector.numel() != channels:
-            raise ValueError(f"{name} should contain {channels} elements not {vector.numel()}")
+    if running_mean is not None and running_mean.numel() != channels:
+        raise _wrong_size("running_mean", running_mean, channels)
+    if running_var is not None and running_var.numel() != channels:
+        raise _wrong_size("running_var", running_var, channels)
+    if weight is not None and weight.numel() != channels:
+        raise _wrong_size("weight", weight, channels)
+    if bias is not None and bias.numel() != channels:
+        raise _wrong_size("bias", bias, channels)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual must have x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
     if mask is not None:
         check_mask(x, mask)
+
+
+def _wrong_size(name: str, vector: Tensor, channels: int) -> ValueError:
+    return ValueError(f"{name} should contain {channels} elements not {vector.numel()}")
 
 
 def check_mask(x: Tensor, mask: Tensor) -> None:

@@ -214,7 +214,10 @@ class Layer(_NormBase):
         """Return how a batch enters the running statistics, as the CPU engine takes it."""
         if mean is None or var is None:
             return None
-        momentum, debias = updates.weight(self.average)
+        if self._average is None and self.momentum is not None:  # the usual one, without making an object of it
+            momentum, debias = self.momentum, False
+        else:
+            momentum, debias = updates.weight(self.average)
         get, skips = self._buffers.get, self.on_nonfinite != "propagate"
         return mean, var, get("num_batches_tracked"), momentum, debias, skips, get("nonfinite_batches")
 

@@ -335,16 +335,13 @@ struct Backward {
   }
 };
 
-// Gradients of weight or bias: the groups' sums added up, in the parameter's dtype.
-Handle for_parameter(const double* sums, const View& parameter, int64_t groups, int64_t channels) {
+// Gradients of weight or bias: the groups' sums added up in place, in the parameter's dtype.
+Handle for_parameter(double* sums, const View& parameter, int64_t groups, int64_t channels) {
   const Type type = parameter ? parameter.type("parameter") : Type::float32;
   Handle made = vector(channels, types().codes[int(type)]);
-  const Values to{data_of(made), type, 1, 0};
-  for (int64_t c = 0; c < channels; ++c) {
-    double sum = 0;
-    for (int64_t g = 0; g < groups; ++g) sum += sums[g * channels + c];
-    evenorm::write(to, 0, c, sum);
-  }
+  for (int64_t g = 1; g < groups; ++g)
+    for (int64_t c = 0; c < channels; ++c) sums[c] += sums[g * channels + c];
+  evenorm::write({data_of(made), type, 1, 0}, 0, channels, sums);
   return made;
 }
 

@@ -51,14 +51,21 @@ double read(const Values& values, int64_t group, int64_t channel) {
   return 0;
 }
 
-void write(const Values& values, int64_t group, int64_t channel, double value) {
-  const int64_t at = group * values.group_stride + channel * values.channel_stride;
-  void* data = const_cast<void*>(values.data);
+template <class T>
+static void write_all(const Values& values, int64_t first, int64_t count, const double* from) {
+  T* to = static_cast<T*>(const_cast<void*>(values.data)) + first * values.channel_stride;
+  for (int64_t i = 0; i < count; ++i) {
+    if constexpr (sizeof(T) == 2) narrow(float(from[i]), to + i * values.channel_stride);
+    else to[i * values.channel_stride] = T(from[i]);
+  }
+}
+
+void write(const Values& values, int64_t first, int64_t count, const double* from) {
   switch (values.type) {
-    case Type::float32: static_cast<float*>(data)[at] = float(value); return;
-    case Type::float64: static_cast<double*>(data)[at] = value; return;
-    case Type::bfloat16: narrow(float(value), static_cast<bfloat16*>(data) + at); return;
-    case Type::float16: narrow(float(value), static_cast<float16*>(data) + at); return;
+    case Type::float32: return write_all<float>(values, first, count, from);
+    case Type::float64: return write_all<double>(values, first, count, from);
+    case Type::bfloat16: return write_all<bfloat16>(values, first, count, from);
+    case Type::float16: return write_all<float16>(values, first, count, from);
   }
 }
 

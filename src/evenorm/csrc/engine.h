@@ -69,7 +69,7 @@ const Kernels& kernels();  // the best this processor runs
 extern const bool rounds_to_bfloat16;  // whether it has an instruction for that, which no level of instruction sets includes
 
 double read(const Values& values, int64_t group, int64_t channel);
-void write(const Values& values, int64_t group, int64_t channel, double value);
+void write(const Values& values, int64_t first, int64_t count, const double* from);  // channels, of one group
 
 // An update of running statistics; see track.cpp.
 struct Update {

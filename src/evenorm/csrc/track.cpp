@@ -34,15 +34,15 @@ static Pooled pooled(const Update& update, int64_t c, double count) {
   return {mean, m2};
 }
 
-// The finiteness that counts is that of the stored value: a float16 buffer overflows where a double does not.
-static bool stays_finite(double value, Type type) {
+// From here on a number is no longer finite when it is stored: a float16 buffer overflows where a double does not.
+static double overflow_of(Type type) {
   switch (type) {
-    case Type::float64: return std::isfinite(value);
-    case Type::float16: return std::fabs(value) < 65520.0;
-    case Type::bfloat16: return std::fabs(value) < 0x1.ffp127;
-    case Type::float32: return std::isfinite(float(value));
+    case Type::float64: return HUGE_VAL;
+    case Type::float16: return 65520.0;
+    case Type::bfloat16: return 0x1.ffp127;
+    case Type::float32: return 0x1.ffffffp127;
   }
-  return false;
+  return 0;
 }
 
 // Some channels at a time, so that their types are asked for once and the arithmetic is done in vectors.
@@ -92,19 +92,27 @@ static int64_t track_block(const Update& update, int64_t first, int64_t size, do
     now.mean[i] += weight * (batch.mean[i] - now.mean[i]);
     now.var[i] += weight * (batch.var[i] - now.var[i]);
   }
-  const Type mean_type = update.running_mean.type, var_type = update.running_var.type;
-  int64_t skipped = 0;
+  const double mean_overflow = overflow_of(update.running_mean.type), var_overflow = overflow_of(update.running_var.type);
+  bool finite[block];
+  int64_t taken = 0;
   for (int64_t i = 0; i < size; ++i) {
-    const bool finite = stays_finite(now.mean[i], mean_type) && stays_finite(now.var[i], var_type);
-    if (update.skip_nonfinite && !finite) {
-      skipped += 1;
+    finite[i] = (std::fabs(now.mean[i]) < mean_overflow) & (std::fabs(now.var[i]) < var_overflow);
+    taken += finite[i];
+  }
+  if (taken == size || !update.skip_nonfinite) {
+    write(update.running_mean, first, size, now.mean);
+    write(update.running_var, first, size, now.var);
+    return 0;
+  }
+  for (int64_t i = 0; i < size; ++i) {
+    if (!finite[i]) {
       if (update.skipped != nullptr && update.skipped_stride != 0) update.skipped[(first + i) * update.skipped_stride] += 1;
       continue;
     }
-    write(update.running_mean, 0, first + i, now.mean[i]);
-    write(update.running_var, 0, first + i, now.var[i]);
+    write(update.running_mean, first + i, 1, now.mean + i);
+    write(update.running_var, first + i, 1, now.var + i);
   }
-  return skipped;
+  return size - taken;
 }
 
 void track(const Update& update) {

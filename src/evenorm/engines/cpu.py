@@ -37,6 +37,9 @@ _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
 _operators = torch.ops.evenorm
 _state: list[str | None] = []  # what `available` found, once it has looked
+_direct: dict[
+    str, Callable[..., Any]
+] = {}  # operators without torch's wrapper in Python, 1 us of a small layer's call
 
 
 def available() -> str | None:
@@ -75,6 +78,9 @@ def _load() -> str | None:
         return f"could not be loaded: {error}"
     for name, shape_of in SHAPES.items():
         torch.library.register_fake(f"evenorm::{name}", shape_of)
+    for name in ("train_step", "train_backward"):
+        operator = getattr(_operators, name).default
+        _direct[name] = getattr(operator, "_op", operator)
     return None
 
 
@@ -115,7 +121,10 @@ def train_step(
     Given the `forward_message` of each worker, (W, 2 C + 1), the batch is that of all of them.
     """
     found: tuple[Tensor, Tensor, Tensor, Tensor]
-    found = _operators.train_step.default(x, weight, bias, residual, *setting, *(update or _NO_UPDATE), messages)
+    step = (
+        _direct["train_step"] if messages is None else _operators.train_step.default
+    )  # torch.compile sees this one
+    found = step(x, weight, bias, residual, *setting, *(update or _NO_UPDATE), messages)
     return found
 
 
@@ -200,6 +209,23 @@ def train_backward(
         dy, x, count, mean, m2, weight, bias, saved, *setting, computed, messages, own
     )
     return dx, dweight, dbias, residual_gradient(dy, dresidual, needs_residual, computed)
+
+
+def step_backward(
+    dy: Tensor,
+    x: Tensor,
+    count: Tensor,
+    mean: Tensor,
+    m2: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    saved: Maybe,
+    setting: Setting,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `train_backward` does where the residual needs no gradient; not for torch.compile."""
+    found: tuple[Tensor, Tensor, Tensor, Tensor]
+    found = _direct["train_backward"](dy, x, count, mean, m2, weight, bias, saved, *setting, False, None, 0)
+    return found[:3]
 
 
 def eval_backward(
