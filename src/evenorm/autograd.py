@@ -6,8 +6,6 @@ below turns to them when it is asked to be differentiable (docs/math.md, eq. 12 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
