@@ -93,8 +93,7 @@ class Layer(_NormBase):
             self.register_parameter("bias", None)
         self.activation = activation
         self.virtual_batch_size, self.renorm = virtual_batch_size, renorm
-        self.on_nonfinite, self.on_single = on_nonfinite, on_single
-        self.process_group = process_group
+        self.on_nonfinite, self.on_single, self.process_group = on_nonfinite, on_single, process_group
         if average is not None:
             self.average = average
         self.complete_()
@@ -214,10 +213,8 @@ class Layer(_NormBase):
         """Return how a batch enters the running statistics, as the CPU engine takes it."""
         if mean is None or var is None:
             return None
-        if self._average is None and self.momentum is not None:  # the usual one, without making an object of it
-            momentum, debias = self.momentum, False
-        else:
-            momentum, debias = updates.weight(self.average)
+        usual = self.momentum if self._average is None else None  # needs no object
+        momentum, debias = updates.weight(self.average) if usual is None else (usual, False)
         get, skips = self._buffers.get, self.on_nonfinite != "propagate"
         return mean, var, get("num_batches_tracked"), momentum, debias, skips, get("nonfinite_batches")
 

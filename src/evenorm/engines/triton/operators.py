@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from evenorm.engines import cpu
+from evenorm.engines import shapes
 from evenorm.engines.triton.launch import (
     CUMULATIVE,
     DEBIASED,
@@ -151,7 +151,7 @@ def train_backward(
     """Return the gradients by x, weight, bias and residual."""
     given = arrange(x, mask, splits, dy, count, mean, m2, weight, bias, saved, twice=True)
     by, curve = Affine(mean, m2, count, weight, bias), Curve(eps, parameter, activation)
-    dweight, dbias = cpu.for_parameter(x, weight), cpu.for_parameter(x, bias)
+    dweight, dbias = shapes.for_parameter(x, weight), shapes.for_parameter(x, bias)
     with on_device(x):
         if given.plan.whole:
             dx, dresidual = sums_and_gradient(given, dy, by, saved, curve, dweight, dbias, needs_residual)
@@ -186,14 +186,14 @@ def eval_backward(
             dx, dresidual = gradient(given, dy, by, saved, curve, None, None, needs_residual)
             return (
                 dx,
-                cpu.for_parameter(x, weight, needed=False),
-                cpu.for_parameter(x, bias, needed=False),
+                shapes.for_parameter(x, weight, needed=False),
+                shapes.for_parameter(x, bias, needed=False),
                 _or_empty(dresidual, x),
             )
         dx = torch.empty_like(given.x)
         dresidual = torch.empty_like(given.x) if needs_residual else None
         parts = sums(given, dy, by, saved, curve, dx, dresidual)
-        dweight, dbias = cpu.for_parameter(x, weight), cpu.for_parameter(x, bias)
+        dweight, dbias = shapes.for_parameter(x, weight), shapes.for_parameter(x, bias)
         merge_sums(given.plan, parts, None, None, dweight, dbias)
     return dx, dweight, dbias, _or_empty(dresidual, x)
 
@@ -252,4 +252,4 @@ def register() -> None:
         name = function.__name__
         _library.define(name + schema)
         _library.impl(name, function, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"evenorm_triton::{name}", cpu.SHAPES[name], lib=_library)
+        torch.library.register_fake(f"evenorm_triton::{name}", shapes.SHAPES[name], lib=_library)
