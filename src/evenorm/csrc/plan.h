@@ -27,7 +27,7 @@ constexpr int64_t most_columns = 16;        // up to this many
 constexpr int64_t fewest_rows = 64;         // of a chunk, or writing its sums costs more than a few per cent of reading it
 constexpr int64_t fewest_in_float = 256;    // values of a channel; of fewer each one's rounding shows in their sums,
 constexpr int64_t fewest_cancelling = 32;   // and of fewer than this in the gradient, most of which the sums then take away
-constexpr int64_t streamed_bytes = 4 << 20; // of an output; it would push out of the cache what is read in this pass
+constexpr int64_t streamed_bytes = 16 << 20; // of the tensors in use; outputs would push out of the cache what is read again
 constexpr int64_t serial_elements = 32768;  // up to this a second thread costs more than it brings
 constexpr int64_t fetched_plane = 512;      // planes up to this are over before the processor fetches ahead by itself
 constexpr int64_t short_plane = 64;         // planes shorter than this are gathered before they are computed on,
@@ -151,7 +151,8 @@ inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
   const int64_t bytes = evenorm::bytes_of(task.type);
   const uintptr_t outputs = reinterpret_cast<uintptr_t>(task.out) | reinterpret_cast<uintptr_t>(task.dresidual);
   const bool whole_lines = outputs % 64 == 0 && run * bytes % 64 == 0 && (repeat == 1 || task.groups == 1);
-  stream = streams && whole_lines && task.out != nullptr && elements * bytes >= streamed_bytes;
+  const bool inference = task.dy == nullptr && task.sums[0] == nullptr;  // x and y alone are in use, else dy and dx too
+  stream = streams && whole_lines && task.out != nullptr && (inference ? 2 : 4) * elements * bytes >= streamed_bytes;
   doubles_only = task.type == evenorm::Type::float64;
   const int64_t lines = task.channels * task.groups;
   doubles_summed = doubles_only || elements <= serial_elements || elements < fewest_in_float * lines;
