@@ -187,8 +187,8 @@ constexpr bool in_double = sizeof(lane_t<V>) == sizeof(double);
 
 // Returns whether rounding in float may have given a z beside a residual the wrong sign: where it is no further from 0 than twice
 // what rounding x * scale + bias, and its bias before, can have moved it. The sum with the residual never has a wrong sign.
-template <class V, class E, bool wide, bool residual, bool relu>
-bool normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, const Coefficients& k) {
+template <class V, class E, bool wide, bool residual>
+bool normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, bool relu, const Coefficients& k) {
   constexpr bool doubts = residual && sizeof(E) == sizeof(float) && !in_double<V>;
   Flags doubtful;
   const auto fetch = [&](int64_t r) {
@@ -221,8 +221,8 @@ template <class V>
   return value * factor + (value * rest + term);
 }
 
-template <class V, class E, bool wide, Gate gate, bool centred>
-void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Runs dresiduals, const Coefficients& k) {
+template <class V, class E, bool wide, Gate gate>
+void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Runs dresiduals, bool centred, const Coefficients& k) {
   const bool residual = dresiduals.data != nullptr;
   const auto fetch = [&](int64_t r) {
     if (extent.stream) return;
@@ -239,7 +239,7 @@ void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Run
     const U g = extent.if_valid(r, i, passed);
     if (residual) put(g, dresiduals.row<E>(r) + i, extent.stream);
     U inner = g;
-    if constexpr (centred) inner = g - product(load<U>(x) - held.mean, held.slope, held.slope_rest, held.offset);
+    if (centred) inner = g - product(load<U>(x) - held.mean, held.slope, held.slope_rest, held.offset);
     put(extent.if_valid(r, i, product(inner, held.scale, held.scale_rest, U{})), dxs.row<E>(r) + i, extent.stream);
   };
   for_each_vector<V, E, wide>(extent, k, fetch, body);

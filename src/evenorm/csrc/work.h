@@ -192,13 +192,11 @@ struct Work {
     with_types(direct, doubles, [&]<class V, class E>(Types<V, E>) {
       with_flag(plan.rows, [&](auto wide) {
         with_flag(residual.data != nullptr, [&](auto with_residual) {
-          with_flag(relu, [&](auto with_relu) {
-            for (int t = 0; t < tiles.count; ++t) {
-              const Tile& tile = tiles.tile[t];
-              doubtful |= normalize_block<V, E, wide(), with_residual(), with_relu()>(
-                  tile.extent, seen<E>(x, tile), seen<E>(residual, tile), seen<E>(y, tile), k);
-            }
-          });
+          for (int t = 0; t < tiles.count; ++t) {
+            const Tile& tile = tiles.tile[t];
+            doubtful |= normalize_block<V, E, wide(), with_residual()>(tile.extent, seen<E>(x, tile), seen<E>(residual, tile),
+                                                                     seen<E>(y, tile), relu, k);
+          }
         });
       });
     });
@@ -356,19 +354,16 @@ struct Work {
     if (plan.stream) finish_streams();
   }
 
-  void gradient_any(const Tiles& tiles, const Gradient& given, const Coefficients& k, Runs dx, Runs dresidual, bool with_centre,
+  void gradient_any(const Tiles& tiles, const Gradient& given, const Coefficients& k, Runs dx, Runs dresidual, bool centred,
                     bool direct, bool doubles) {
     with_types(direct, doubles, [&]<class V, class E>(Types<V, E>) {
       with_flag(plan.rows, [&](auto wide) {
-        with_flag(with_centre, [&](auto centred) {
-          with_gate(given.gate, [&](auto gate) {
-            for (int t = 0; t < tiles.count; ++t) {
-              const Tile& tile = tiles.tile[t];
-              gradient_block<V, E, wide(), gate(), centred()>(tile.extent, seen<E>(given.g, tile), seen<E>(given.x, tile),
-                                                            seen<E>(given.saved, tile), seen<E>(dx, tile),
-                                                            seen<E>(dresidual, tile), k);
-            }
-          });
+        with_gate(given.gate, [&](auto gate) {
+          for (int t = 0; t < tiles.count; ++t) {
+            const Tile& tile = tiles.tile[t];
+            gradient_block<V, E, wide(), gate()>(tile.extent, seen<E>(given.g, tile), seen<E>(given.x, tile),
+                                               seen<E>(given.saved, tile), seen<E>(dx, tile), seen<E>(dresidual, tile), centred, k);
+          }
         });
       });
     });
