@@ -173,12 +173,30 @@ def test_activations_are_exact_to_a_few_units_everywhere(code: int) -> None:
     assert (y.double() - true.detach()).abs().max() <= 2 * unit * true.detach().abs().max()
 
 
+@pytest.mark.parametrize("spread", [0.0, 3e-7], ids=["next to 0", "around it"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_sign_beside_a_residual_is_that_of_the_exact_sum(layout: str) -> None:
+def test_the_sign_beside_a_residual_is_that_of_the_exact_sum(layout: str, spread: float) -> None:
     x, (weight, bias) = made((64, 40, 9, 9), 0, layout=layout), parameters(40)
     mean, var = torch.full((40,), 0.3, dtype=torch.float64), torch.full((40,), 2.0, dtype=torch.float64)
     z = functional.batch_norm(x.double(), mean, var, weight.double(), bias.double(), False, 0.0, EPS)
-    residual = -z.float()  # what is left is smaller than a unit in the last place
+    residual = (
+        z * (spread * torch.sin(1e5 * z) - 1)
+    ).float()  # what is left is some units in the last place, or less
+    y = cpu.normalize(x, mean, var, weight, bias, residual, Setting(None, None, EPS, RELU, 0.0))
+    left = z + residual
+    sure = left.abs() > 1e-14
+    assert torch.equal((y > 0)[sure], (left > 0)[sure])
+
+
+def test_a_doubtful_sign_is_found_among_sure_ones() -> None:
+    """One element of each channel is next to 0 there; all others would let a bound pass that is too small."""
+    channels = 4096
+    x, (weight, bias) = made((1, channels, 64), 0), parameters(channels)
+    mean, var = torch.full((channels,), 0.3, dtype=torch.float64), torch.full((channels,), 2.0, dtype=torch.float64)
+    z = functional.batch_norm(x.double(), mean, var, weight.double(), bias.double(), False, 0.0, EPS)
+    residual = torch.full_like(x, 100.0)
+    one = z[..., 17]
+    residual[..., 17] = (one * (2e-7 * torch.sin(1e5 * one) - 1)).float()
     y = cpu.normalize(x, mean, var, weight, bias, residual, Setting(None, None, EPS, RELU, 0.0))
     left = z + residual
     sure = left.abs() > 1e-14
@@ -429,7 +447,7 @@ def test_channels_of_any_scale_are_as_exact_as_torchs(
 
 def holes(kind: str, samples: int, *positions: int) -> Tensor | None:
     """Return which positions are valid: all, scattered ones, or the first ones of each sample."""
-    if kind == "whole":
+    if kind in ("whole", "beside"):
         return None
     if kind == "scattered":
         return made((samples, *positions), 8) > 0
@@ -441,7 +459,7 @@ def holes(kind: str, samples: int, *positions: int) -> Tensor | None:
 BEYOND_CACHES = {"long planes": (9, 128, 64, 32), "short planes": (65, 512, 6, 6)}
 
 
-@pytest.mark.parametrize("kind", ["whole", "scattered", "lengths"])
+@pytest.mark.parametrize("kind", ["whole", "beside", "scattered", "lengths"])  # all but the first with a residual
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", BEYOND_CACHES.values(), ids=BEYOND_CACHES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -449,12 +467,14 @@ def test_outputs_larger_than_the_cache(dtype: torch.dtype, shape: tuple[int, ...
     samples, channels, *positions = shape
     x, dy, residual = (made(shape, seed, dtype, layout) for seed in range(3))
     mask = holes(kind, samples, *positions)
-    masked = mask is not None
     if mask is not None:
         x, dy = (LAYOUTS[layout](given.masked_fill(~mask[:, None], math.nan)) for given in (x, dy))
-    setting = Setting(mask, [samples // 2, samples - samples // 2], EPS, RELU, 0.0)
+    activation = (
+        IDENTITY if kind == "scattered" else RELU
+    )  # without y's 0 there the mask alone tells what is padding
+    setting = Setting(mask, [samples // 2, samples - samples // 2], EPS, activation, 0.0)
     weight, bias = parameters(channels)
-    extra = residual if masked else None
+    extra = None if kind == "whole" else residual
     y, *batch = formulas.train_forward(x.double(), weight, bias, None if extra is None else extra.double(), setting)
     given = (
         dy.double(),
