@@ -185,8 +185,7 @@ template <class V, Gate gate, class E>
 template <class V>
 constexpr bool in_double = sizeof(lane_t<V>) == sizeof(double);
 
-// Returns whether rounding in float may have given a z beside a residual the wrong sign: where it is no further from 0 than twice
-// what rounding x * scale + bias, and its bias before, can have moved it. The sum with the residual never has a wrong sign.
+// Returns whether rounding in float may have given some z beside a residual the wrong sign (math.md, eq. 24).
 template <class V, class E, bool wide, bool residual>
 bool normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, bool relu, const Coefficients& k) {
   constexpr bool doubts = residual && sizeof(E) == sizeof(float) && !in_double<V>;
