@@ -17,8 +17,8 @@ namespace {
 using evenorm::Task;
 
 constexpr int64_t chunk_elements = 16384;   // two or three operands of a chunk fit the level 2 cache together
-constexpr int64_t most_in_chunk = 65536;    // of rows, whose sums all lie in one thread's way to the next phase;
-constexpr int64_t fewest_chunks = 32;       // there are so many in any case
+constexpr int64_t most_in_chunk = 65536;    // of rows: one thread adds up the sums of all chunks, so those of large tensors are larger,
+constexpr int64_t fewest_chunks = 32;       // as long as there are so many
 constexpr int64_t block_elements = 2048;    // what is staged at a time: the three or four buffers in use fit the level 1 cache
 constexpr int64_t marked_elements = 8192;   // of masked rows at a time, whose marks are spread beside them
 constexpr int64_t widest_panel = 512;       // channels whose sums, coefficients and some rows fit the level 1 cache
