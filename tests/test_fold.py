@@ -498,7 +498,7 @@ def test_the_probes_catch_what_the_examples_do_not():
     x[0, 0], x[1, 0] = 1e-9, -1e-9
     wide = certificate.Inputs((torch.cat([x, torch.ones(8, 1)], 1)[:, :4],), {})
     examples, probes = certificate.compare(model, other, wide)
-    assert examples.absolute < 1e-8 < 1e-2 < probes.absolute
+    assert examples.absolute < 1e-6 < 1e-2 < probes.absolute  # the examples show no more than rounding
 
 
 def test_the_certificate_tells_what_was_done_in_words_and_as_data():
