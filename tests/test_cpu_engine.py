@@ -215,7 +215,8 @@ def operands() -> dict[str, tuple[object, ...]]:
     running = torch.zeros(6), torch.ones(6), torch.tensor(2)
     backward = (dy, x, mean, var, weight, bias, None, mask, [1, 3], EPS, RELU, 0.0)
     one = torch.ops.evenorm.moments.default(last[0], None, None)
-    behind = (last[1], last[0], *one, weight, bias, None, mask, None, EPS, RELU, 0.0)
+    batch, none = torch.ops.evenorm.forward_message.default(last[0], None), (None, None)
+    behind = (last[1], last[0], batch, weight, bias, None, mask, None, EPS, RELU, 0.0)
     messages, sums = (made((3, numbers), 5, torch.float64).abs() for numbers in (13, 12))
     half = [t.bfloat16() for t in last]
     return {
@@ -229,14 +230,14 @@ def operands() -> dict[str, tuple[object, ...]]:
         "backward_sums": backward,
         "input_gradient": (*backward, mean, var, False),
         "input_gradient, residual": (*backward, None, None, True),
-        "train_backward": (last[1], last[0], *one, weight, bias, None, None, None, EPS, RELU, 0.0, False, None, 0),
-        "train_backward, residual": (
-            *(dy, last[0], *one, None, None, residual, None, None, EPS, SILU, 0.0, True, None, 0),
-        ),
-        "train_backward, workers": (*behind, False, sums, 2),
-        "train_step, workers": (
+        "train_backward": (last[1], last[0], *one, weight, bias, None, None, None, EPS, RELU, 0.0, False),
+        "train_backward, residual": (dy, last[0], *one, None, None, residual, None, None, EPS, SILU, 0.0, True),
+        "step_forward, workers": (
             *(x, weight, bias, None, mask, None, EPS, RELU, 0.0, None, None, None, 0.1, False, 0, None, messages),
         ),
+        "step_backward": (*behind, False, None, 0),
+        "step_backward, residual": (dy, last[0], batch, *none, residual, None, None, EPS, SILU, 0.0, True, None, 0),
+        "step_backward, workers": (*behind, False, sums, 2),
         "forward_message": (x, mask),
         "backward_message": behind,
         "eval_backward": (half[1], half[0], *running[:2], weight, None, None, None, EPS, RELU, 0.0, True, False),
@@ -259,8 +260,10 @@ NAMES = [
     "input_gradient, residual",
     "train_backward",
     "train_backward, residual",
-    "train_backward, workers",
-    "train_step, workers",
+    "step_forward, workers",
+    "step_backward",
+    "step_backward, residual",
+    "step_backward, workers",
     "forward_message",
     "backward_message",
     "eval_backward",

@@ -122,22 +122,23 @@ def test_the_engine_steps_over_workers_as_over_the_whole_batch(
     for rank in ranks:
         running = torch.zeros(37), torch.ones(37), torch.tensor(0)
         given = part(x, rank), weight, bias, part(residual, rank), own[rank]
-        mine, *pooled = cpu.train_step(*given, (*running, 0.5, False, 1, None), sent)
-        for without_update, one in zip(cpu.train_step(*given, None, sent), (mine, *pooled), strict=True):
+        mine, pooled = cpu.step_forward(*given, (*running, 0.5, False, 1, None), sent)
+        for without_update, one in zip(cpu.step_forward(*given, messages=sent), (mine, pooled), strict=True):
             assert torch.equal(without_update, one)
-        found.append((mine, pooled, running, given[:4]))
-    assert all(torch.equal(a, b) for _, pooled, _, _ in found for a, b in zip(pooled, found[0][1], strict=True))
+        found.append((mine, pooled, running))
+    assert all(torch.equal(pooled, found[0][1]) for _, pooled, _ in found)
     running = torch.zeros(37), torch.ones(37), torch.tensor(0)
     cpu.track_(*running, evenorm.Moments(*batch), 0.5)
-    for ours, wanted in zip((*found[0][1], *found[0][2]), (*batch, *running), strict=True):
+    count, mean, m2 = workers.split(found[0][1])
+    for ours, wanted in zip((count[:, 0], mean, m2, *found[0][2]), (*batch, *running), strict=True):
         torch.testing.assert_close(ours, wanted, rtol=2e-7 if ours.dtype is torch.float32 else 1e-12, atol=1e-12)
 
     behind = [
-        (part(dy, rank), part(x, rank), *pooled, weight, bias, part(residual, rank), own[rank])
-        for rank, (_, pooled, _, _) in enumerate(found)
+        (part(dy, rank), part(x, rank), pooled, weight, bias, part(residual, rank), own[rank])
+        for rank, (_, pooled, _) in enumerate(found)
     ]
     sent = torch.cat([cpu.backward_message(*given) for given in behind])
-    got = [cpu.train_backward(*given, residual is not None, sent, rank) for rank, given in enumerate(behind)]
+    got = [cpu.step_backward(*given, residual is not None, sent, rank) for rank, given in enumerate(behind)]
     of_parts = [
         torch.cat([mine for mine, *_ in found]),
         torch.cat([dx for dx, *_ in got]),
@@ -154,8 +155,11 @@ def test_the_engine_steps_over_workers_as_over_the_whole_batch(
 def test_the_engine_merges_as_is_defined() -> None:
     parts = [torch.randn(size, 37, dtype=torch.float64) + 1e3 for size in (3, 0, 7)]
     sent = torch.cat([cpu.forward_message(part, None) for part in parts])
-    _, *found = cpu.train_step(parts[0], None, None, None, Setting(), None, sent)
-    for ours, defined in zip(found, vars(workers._merge(*workers._split(sent))).values(), strict=True):
+    _, packed = cpu.step_forward(parts[0], None, None, None, Setting(), messages=sent)
+    count, mean, m2 = workers.split(packed)
+    for ours, defined in zip(
+        (count[0], mean, m2), vars(workers._merge(*workers.split(sent))).values(), strict=True
+    ):
         torch.testing.assert_close(ours, defined, rtol=1e-13, atol=0)
 
 
@@ -164,21 +168,20 @@ def test_the_engine_refuses_messages_that_are_none() -> None:
     x, setting = torch.randn(4, 2), Setting()
 
     def take(messages: torch.Tensor, setting: Setting = setting) -> None:
-        cpu.train_step(x, None, None, None, setting, None, messages)
+        cpu.step_forward(x, None, None, None, setting, messages=messages)
 
     with pytest.raises(RuntimeError, match="messages must be float64"):
         take(torch.zeros(2, 5))
     for wrong in (torch.zeros(2, 4), torch.zeros(5), torch.zeros(0, 5), torch.zeros(5, 2).t()):
         with pytest.raises(RuntimeError, match="messages must be rows of 5 numbers"):
             take(wrong.double())
-    with pytest.raises(RuntimeError, match="workers pool one group"):
+    with pytest.raises(RuntimeError, match="batch is one group"):
         take(torch.zeros(2, 5).double(), setting._replace(splits=[2, 2]))
-    batch = cpu.moments(x)
-    given = (x, x, batch.count, batch.mean, batch.m2, None, None, None, setting, False)
+    given = (x, x, cpu.forward_message(x, None), None, None, None, setting, False)
     with pytest.raises(RuntimeError, match="messages must be rows of 4 numbers"):
-        cpu.train_backward(*given, torch.zeros(2, 5).double(), 0)
-    with pytest.raises(RuntimeError, match="each has its own row"):
-        cpu.train_backward(*given, torch.zeros(2, 4).double(), 2)
+        cpu.step_backward(*given, torch.zeros(2, 5).double(), 0)
+    with pytest.raises(RuntimeError, match="each worker has its own row"):
+        cpu.step_backward(*given, torch.zeros(2, 4).double(), 2)
 
 
 def test_without_torch_distributed() -> None:

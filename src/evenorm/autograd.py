@@ -21,16 +21,17 @@ from evenorm.workers import Workers
 
 Maybe = Tensor | None
 
+_of_torch_func, _traced = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
+
 
 def transformed() -> bool:
     """Tell whether torch.func, forward-mode differentiation or an export is looking at what we do."""
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
-    return (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-    )
+    return torch.compiler.is_exporting() if torch.compiler.is_compiling() else transformed_eagerly()
+
+
+def transformed_eagerly() -> bool:
+    """Tell it where torch.compile is not at work."""
+    return _of_torch_func() or forward_ad._current_level >= 0 or _traced() is not None
 
 
 def exporting() -> bool:
@@ -62,7 +63,8 @@ class Train(torch.autograd.Function):
         """Keep x, the parameters, and what tells the activation's slope."""
         engine = engines.choose(x)
         y, *batch = engine.train_forward(x, weight, bias, residual, setting)
-        ctx.save_for_backward(x, weight, bias, _to_rebuild(y, residual, setting), setting.mask, *batch)
+        saved = _to_rebuild(y, residual, setting.activation)
+        ctx.save_for_backward(x, weight, bias, saved, setting.mask, *batch)
         ctx.engine, ctx.setting = engine, _with_mask(setting, None)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*batch)
@@ -74,15 +76,11 @@ class Train(torch.autograd.Function):
         if dy is None:
             return (None,) * 5
         x, weight, bias, saved, mask, count, mean, m2 = ctx.saved_tensors
-        engine, setting = ctx.engine, ctx.setting
-        if mask is not None:
-            setting = _with_mask(setting, mask)
+        setting, needs_residual = _with_mask(ctx.setting, mask), ctx.needs_input_grad[3]
         if again():
-            engine = formulas
-            batch = formulas.moments(x, mask, setting.splits)
-            count, mean, m2 = batch.count, batch.mean, batch.m2  # as functions of x
-        dx, dweight, dbias, dresidual = engine.train_backward(
-            dy, x, count, mean, m2, weight, bias, saved, setting, ctx.needs_input_grad[3]
+            return *_derived(dy, x, weight, bias, saved, setting, needs_residual), None
+        dx, dweight, dbias, dresidual = ctx.engine.train_backward(
+            dy, x, count, mean, m2, weight, bias, saved, setting, needs_residual
         )
         return dx, None if weight is None else dweight, None if bias is None else dbias, dresidual, None
 
@@ -90,39 +88,38 @@ class Train(torch.autograd.Function):
 class Step(torch.autograd.Function):
     """`Train` and the update of the running statistics in one call of the CPU engine, with y its only output.
 
-    It is the way of ordinary layers, written out, since a small one's time goes into calls like these: with those
-    of `Train`, and the moments as outputs, it was a tenth slower.
+    It is the way of ordinary layers. A small one's time goes into calls like these, so they are few, and what the
+    batch was is one tensor.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Maybe,
-        bias: Maybe,
-        residual: Maybe,
-        given: tuple[Setting, cpu.Update | None],
-    ) -> Tensor:
-        """As `Train`'s; the update is made here too."""
-        setting, update = given
-        y, count, mean, m2 = cpu.train_step(x, weight, bias, residual, setting, update)
-        saved = None if residual is None else _to_rebuild(y, residual, setting)
-        ctx.save_for_backward(x, weight, bias, saved, setting.mask, count, mean, m2)
-        ctx.engine, ctx.setting = cpu, setting if setting.mask is None else _with_mask(setting, None)
+    def forward(ctx: Any, x: Tensor, weight: Maybe, bias: Maybe, residual: Maybe, given: tuple[Any, ...]) -> Tensor:
+        """As `Train`'s, and make the update; given: what `cpu.step_forward` takes beside, in its order."""
+        mask, splits, eps, activation, parameter = given[:5]
+        y: Tensor
+        y, batch = cpu.direct["step_forward"](x, weight, bias, residual, *given)
+        saved = None if residual is None else _to_rebuild(y, residual, activation)
+        ctx.save_for_backward(x, weight, bias, saved, mask, batch)
+        ctx.setting = splits, eps, activation, parameter
         ctx.set_materialize_grads(False)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Maybe) -> tuple[Maybe, ...]:
         """As `Train`'s."""
-        setting = ctx.setting
-        if dy is None or again() or ctx.needs_input_grad[3]:
-            return Train.backward(ctx, dy)
-        x, weight, bias, saved, mask, count, mean, m2 = ctx.saved_tensors
-        if mask is not None:
-            setting = _with_mask(setting, mask)
-        dx, dweight, dbias = cpu.step_backward(dy, x, count, mean, m2, weight, bias, saved, setting)
-        return dx, None if weight is None else dweight, None if bias is None else dbias, None, None
+        if dy is None:
+            return (None,) * 5
+        x, weight, bias, saved, mask, batch = ctx.saved_tensors
+        needs_residual = ctx.needs_input_grad[3]
+        if torch.is_grad_enabled() or transformed_eagerly():
+            setting = Setting(mask, *ctx.setting)
+            return *_derived(dy, x, weight, bias, saved, setting, needs_residual), None
+        computed = needs_residual and not cpu.is_dy(Setting(mask, *ctx.setting))
+        dx, dweight, dbias, dresidual = cpu.direct["step_backward"](
+            dy, x, batch, weight, bias, saved, mask, *ctx.setting, computed, None, 0
+        )
+        dresidual = cpu.residual_gradient(dy, dresidual, needs_residual, computed)
+        return dx, None if weight is None else dweight, None if bias is None else dbias, dresidual, None
 
 
 class StepPooled(torch.autograd.Function):
@@ -135,32 +132,32 @@ class StepPooled(torch.autograd.Function):
         weight: Maybe,
         bias: Maybe,
         residual: Maybe,
-        given: tuple[Setting, cpu.Update | None, Workers],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        given: tuple[Setting, cpu.Update, Workers],
+    ) -> tuple[Tensor, Tensor]:
         """Keep what `Step` does, and the residual, from which higher derivatives start."""
         setting, update, among = given
         messages = workers.gather(cpu.forward_message(x, setting.mask), among.group)
-        y, count, mean, m2 = cpu.train_step(x, weight, bias, residual, setting, update, messages)
+        y, batch = cpu.step_forward(x, weight, bias, residual, setting, update, messages)
         ctx.setting, ctx.among = _with_mask(setting, None), among
-        saved = _to_rebuild(y, residual, setting)
-        ctx.save_for_backward(x, weight, bias, residual, saved, setting.mask, count, mean, m2)
-        ctx.mark_non_differentiable(count, mean, m2)
+        saved = _to_rebuild(y, residual, setting.activation)
+        ctx.save_for_backward(x, weight, bias, residual, saved, setting.mask, batch)
+        ctx.mark_non_differentiable(batch)
         ctx.set_materialize_grads(False)
-        return y, count, mean, m2
+        return y, batch
 
     @staticmethod
     def backward(ctx: Any, dy: Maybe, *_: Maybe) -> tuple[Maybe, ...]:
         """As `Train`'s, with the sums over all workers in dx, and this one's own for the parameters [7, 8]."""
         if dy is None:
             return (None,) * 5
-        x, weight, bias, residual, saved, mask, count, mean, m2 = ctx.saved_tensors
+        x, weight, bias, residual, saved, mask, batch = ctx.saved_tensors
         setting = _with_mask(ctx.setting, mask)
         if again():
             return *_differentiable(dy, (x, weight, bias, residual), setting, None, ctx.among), None
-        given = (dy, x, count, mean, m2, weight, bias, saved, setting)
+        given = (dy, x, batch, weight, bias, saved, setting)
         group, needs_residual = ctx.among.group, ctx.needs_input_grad[3]
         messages = workers.gather(cpu.backward_message(*given), group)
-        dx, dweight, dbias, dresidual = cpu.train_backward(*given, needs_residual, messages, group.rank())
+        dx, dweight, dbias, dresidual = cpu.step_backward(*given, needs_residual, messages, group.rank())
         return dx, None if weight is None else dweight, None if bias is None else dbias, dresidual, None
 
 
@@ -182,7 +179,7 @@ class Infer(torch.autograd.Function):
         engine = engines.choose(x)
         y: Tensor = engine.normalize(x, mean, var, weight, bias, residual, setting)
         ctx.engine, ctx.setting = engine, _with_mask(setting, None)
-        saved = _to_rebuild(y, residual, setting)
+        saved = _to_rebuild(y, residual, setting.activation)
         # Copies: a training forward may move the running statistics before this one's backward.
         ctx.save_for_backward(x, mean.clone(), var.clone(), weight, bias, saved, setting.mask)
         ctx.set_materialize_grads(False)
@@ -227,7 +224,7 @@ class TrainPooled(torch.autograd.Function):
         y = engine.normalize(x, tied.mean, tied.var, weight, bias, residual, setting._replace(eps=0.0))
         ctx.engine, ctx.setting, ctx.among = engine, _with_mask(setting, None), among
         ctx.anchor = None if anchor is None else Anchor(*(_copy(item) for item in anchor))
-        saved = _to_rebuild(y, residual, setting)
+        saved = _to_rebuild(y, residual, setting.activation)
         ctx.save_for_backward(x, weight, bias, residual, saved, setting.mask, batch.count, *tied)
         ctx.mark_non_differentiable(batch.count, batch.mean, batch.m2)
         ctx.set_materialize_grads(False)
@@ -265,6 +262,9 @@ _past_the_look: dict[type, Any] = {
 }
 
 
+step = _past_the_look[Step]  # not for torch.compile
+
+
 def apply(function: type[torch.autograd.Function], *given: Any) -> Any:
     """Apply one of the functions above."""
     return (function.apply if torch.compiler.is_compiling() else _past_the_look[function])(*given)
@@ -290,6 +290,16 @@ def train_pooled(
     return y, batch.count, batch.mean, batch.m2
 
 
+def _derived(
+    dy: Tensor, x: Tensor, weight: Maybe, bias: Maybe, saved: Maybe, setting: Setting, needs_residual: bool
+) -> tuple[Maybe, ...]:
+    """Return the gradients of a training forward in differentiable torch, the batch's moments as functions of x."""
+    batch = formulas.moments(x, setting.mask, setting.splits)
+    given = (batch.count, batch.mean, batch.m2, weight, bias, saved, setting)
+    dx, dweight, dbias, dresidual = formulas.train_backward(dy, x, *given, needs_residual)
+    return dx, None if weight is None else dweight, None if bias is None else dbias, dresidual
+
+
 def _differentiable(
     dy: Tensor,
     given: tuple[Tensor, Maybe, Maybe, Maybe],
@@ -309,11 +319,11 @@ def _with_mask(setting: Setting, mask: Maybe) -> Setting:
     return setting if setting.mask is mask else setting._replace(mask=mask)
 
 
-def _to_rebuild(y: Tensor, residual: Maybe, setting: Setting) -> Maybe:
+def _to_rebuild(y: Tensor, residual: Maybe, activation: int) -> Maybe:
     """Return what backward needs, besides x, to know the activation's slope; see `formulas._gradient_by_z`."""
-    if residual is None or setting.activation == IDENTITY.code:
+    if residual is None or activation == IDENTITY.code:
         return None
-    return y if TABLE[setting.activation].sign_suffices else residual
+    return y if TABLE[activation].sign_suffices else residual
 
 
 def _copy(item: Any) -> Any:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from evenorm import autograd, engines, formulas, updates
+from evenorm import autograd, engines, formulas, updates, workers
 from evenorm.activations import IDENTITY, TABLE, Activation, resolve
-from evenorm.autograd import exporting, transformed, wants_gradient
+from evenorm.autograd import exporting, transformed, transformed_eagerly, wants_gradient
 from evenorm.averages import Exponential
 from evenorm.checks import check, check_count, check_eps
 from evenorm.engines import cpu
@@ -178,7 +178,9 @@ def train(
         if transformed():
             y, *batch = autograd.train_pooled(*given, anchor, among)
         elif anchor is None and among is not None and few(among) and cpu.supports(x):
-            y, *batch = autograd.apply(autograd.StepPooled, *given[:-1], (setting, None, among))
+            y, packed = autograd.apply(autograd.StepPooled, *given[:-1], (setting, cpu.NO_UPDATE, among))
+            count, mean, m2 = workers.split(packed)
+            batch = [count[:, 0], mean, m2]
         else:
             y, *batch = autograd.apply(autograd.TrainPooled, *given, anchor, among)
     elif transformed():
@@ -200,7 +202,7 @@ def train_step(
     mask: Maybe,
     eps: float,
     activation: str | nn.Module | None,
-    update: cpu.Update | None,
+    update: cpu.Update = cpu.NO_UPDATE,
     among: Workers | None = None,
 ) -> Tensor | None:
     """Do `train` and the update of the running statistics in one call of the CPU engine; None where it cannot.
@@ -210,17 +212,16 @@ def train_step(
     known = resolve(activation)
     if known is None or (residual is not None and residual.dtype != x.dtype):
         return None
-    if transformed() or not cpu.supports(x) or not (update is None or cpu.supports(update[0])):
+    if transformed_eagerly() or not cpu.supports(x) or not (update[0] is None or cpu.is_plain(update[0])):
         return None
-    if among is not None and not few(among):
-        return None
-    setting, y = Setting(mask, None, eps, *known), None
-    if among is not None:
-        y = autograd.apply(autograd.StepPooled, x, weight, bias, residual, (setting, update, among))[0]
-    elif wants_gradient(x, weight, bias, residual):
-        y = autograd.apply(autograd.Step, x, weight, bias, residual, (setting, update))
+    y: Tensor
+    if among is None:
+        y = autograd.step(x, weight, bias, residual, (mask, None, eps, *known, *update, None))
+    elif few(among):
+        given = Setting(mask, None, eps, *known), update, among
+        y = autograd.apply(autograd.StepPooled, x, weight, bias, residual, given)[0]
     else:
-        y = cpu.train_step(x, weight, bias, residual, setting, update)[0]
+        return None
     return y
 
 

@@ -91,8 +91,7 @@ class Layer(_NormBase):
         check_options(self, activation, average, virtual_batch_size, renorm, on_nonfinite, on_single, process_group)
         if not bias:  # not left to torch, whose older versions do not know the argument
             self.register_parameter("bias", None)
-        self.activation = activation
-        self.virtual_batch_size, self.renorm = virtual_batch_size, renorm
+        self.activation, self.virtual_batch_size, self.renorm = activation, virtual_batch_size, renorm
         self.on_nonfinite, self.on_single, self.process_group = on_nonfinite, on_single, process_group
         if average is not None:
             self.average = average
@@ -151,6 +150,14 @@ class Layer(_NormBase):
         self._check_input_dim(input)
         mean, var, weight, bias = self._tensors()
         check(input, mean, var, weight, bias, residual, mask)
+        if self._is_ordinary():
+            among = None if self.process_group is None else workers.among(self.process_group, input, mean)
+            if among is None:
+                check_count(input, mask=mask, cure=_FOR_SINGLE)
+            update = self._update(mean, var)
+            y = functional.train_step(input, weight, bias, residual, mask, self.eps, self.activation, update, among)
+            if y is not None:
+                return y
         by_batch = (self.training and not self.frozen) or (mean is None and var is None)
         check_eps(self.eps, by_batch)
         pools = by_batch and self.training and self.process_group is not None
@@ -164,24 +171,15 @@ class Layer(_NormBase):
             return functional.infer(input, mean, var, weight, bias, residual, mask, self.eps, self.activation)
         if among is None:
             check_count(input, self.training, mask, lonely, cure=_FOR_SINGLE)
-        splits = None
-        if self.virtual_batch_size is not None:
-            splits = virtual_batches(input.shape[0], self.virtual_batch_size)
-        again = updates.recomputing()
-        tracked = self.training and self.track_running_stats and not again
-        if splits is None and self._is_ordinary() and not (lonely and (mask is not None or among is not None)):
-            update = self._update(mean, var) if tracked else None
-            y = functional.train_step(input, weight, bias, residual, mask, self.eps, self.activation, update, among)
-            if y is not None:
-                return y
+        size, again = self.virtual_batch_size, updates.recomputing()
+        splits = None if size is None else virtual_batches(input.shape[0], size)
         anchor = self._anchor(mean, var, mask) if self.renorm or lonely else None
         tied_to = recall(self, anchor) if anchor is not None and again else anchor
-        y, batch = functional.train(
-            input, weight, bias, residual, mask, splits, self.eps, self.activation, tied_to, among
-        )
+        given = (input, weight, bias, residual, mask, splits, self.eps, self.activation)
+        y, batch = functional.train(*given, tied_to, among)
         if anchor is not None and not again:
             remember(self, batch, anchor)
-        if tracked and mean is not None and var is not None:
+        if self.training and self.track_running_stats and not again and mean is not None and var is not None:
             self._commit_(mean, var, batch)
         return y
 
@@ -206,13 +204,15 @@ class Layer(_NormBase):
 
     def _is_ordinary(self) -> bool:
         """Tell whether nothing stands between pool, apply and track, so that they can be one call."""
-        special = self.renorm or self.gathers or self.on_nonfinite == "raise" or isinstance(self._average, Window)
-        return not special and not torch.compiler.is_compiling()
+        apart = self.gathers or self.renorm or self.virtual_batch_size or isinstance(self._average, Window)
+        asked = apart or self.on_nonfinite == "raise" or self.on_single == "population"
+        by_batch = self.training and not self.frozen and self.eps > 0
+        return by_batch and not asked and not torch.compiler.is_compiling()
 
-    def _update(self, mean: Tensor | None, var: Tensor | None) -> cpu.Update | None:
+    def _update(self, mean: Tensor | None, var: Tensor | None) -> cpu.Update:
         """Return how a batch enters the running statistics, as the CPU engine takes it."""
-        if mean is None or var is None:
-            return None
+        if mean is None or var is None or not self.track_running_stats or updates.recomputing():
+            return cpu.NO_UPDATE
         usual = self.momentum if self._average is None else None  # needs no object
         momentum, debias = updates.weight(self.average) if usual is None else (usual, False)
         get, skips = self._buffers.get, self.on_nonfinite != "propagate"

@@ -95,7 +95,7 @@ def pool(batch: Moments, workers: Workers) -> Moments:
     """Return the moments of all workers' batches together, as one group, (1, C), from those of this one, (1, C)."""
     group, shift = workers
     if shift is None or few(workers):
-        return _merge(*_split(gather(torch.cat([batch.count.unsqueeze(0), batch.mean, batch.m2], dim=1), group)))
+        return _merge(*split(gather(torch.cat([batch.count.unsqueeze(0), batch.mean, batch.m2], dim=1), group)))
     start = shift.to(batch.mean.dtype)
     message = _shifted(batch.pooled(), start)
     dist.all_reduce(message, group=group)
@@ -175,7 +175,8 @@ def _as_group(batch: Moments) -> Moments:
     return Moments(batch.count.reshape(1), batch.mean.unsqueeze(0), batch.m2.unsqueeze(0))
 
 
-def _split(message: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def split(message: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a message's count, means and m2, or the shifted sums that stand in their places."""
     channels = (message.shape[-1] - 1) // 2
     count, first, second = message.split([1, channels, channels], dim=-1)
     return count, first, second
@@ -189,6 +190,6 @@ def _shifted(batch: Moments, start: Tensor) -> Tensor:
 
 def _unshifted(sums: Tensor, start: Tensor) -> Moments:
     """Return the moments from shifted sums [22]."""
-    count, first, second = _split(sums)
+    count, first, second = split(sums)
     per_count = count.clamp(min=1)
     return Moments(count[0], start + first / per_count, (second - first.square() / per_count).clamp(min=0))

@@ -3,228 +3,72 @@
 // handle.
 
 #include <algorithm>
-#include <cstdlib>
 
-#include "recycle.h"
+#include "operands.h"
 #include "running.h"
 
-// Of torch 2.11 and newer; with 2.10 the symbol stays null.
-extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t,
-                                                                int32_t, int32_t, AtenTensorHandle*, int32_t, const uint8_t*, int64_t,
-                                                                void (*)(void*, void*), void*);
-
 namespace {
-
-Handle allocate(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t code) {
-  AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, code, types().cpu, 0, &made));
-  return Handle(made);
-}
-
-double* data_of(const Handle& handle) {
-  void* data;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle.get(), &data));
-  return static_cast<double*>(data);
-}
-
-Handle doubles(int64_t groups, int64_t channels) {
-  const int64_t sizes[2] = {groups, channels}, strides[2] = {channels, 1};
-  return allocate(2, sizes, strides, types().codes[int(Type::float64)]);
-}
-
-Handle vector(int64_t length, int32_t code) {
-  const int64_t stride = 1;
-  return allocate(1, &length, &stride, code);
-}
-
-// An output of x's shape. A large one lies in recycled memory, to which its storage gives it back.
-Handle allocate_output(const View& x, const int64_t* strides, int64_t bytes) {
-  if (torch_from_blob == nullptr) return allocate(x.dim, x.sizes, strides, x.code);
-  const Recycler::Block block = Recycler::only().take(size_t(bytes));
-  if (block.data == nullptr) return allocate(x.dim, x.sizes, strides, x.code);
-  const auto give_back = [](void* data, void* size) { Recycler::only().give(data, reinterpret_cast<uintptr_t>(size)); };
-  AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(block.data, x.dim, x.sizes, strides, 0, x.code, types().cpu, -1, &made,
-                                                aoti_torch_layout_strided(), nullptr, 0, give_back,
-                                                reinterpret_cast<void*>(block.size)));
-  return Handle(made);
-}
-
-bool dense(const View& x, bool rows) {
-  if (x.count() == 0) return !rows;
-  int64_t expected = 1;
-  const auto fits = [&](int64_t d) {
-    const bool right = x.sizes[d] == 1 || x.strides[d] == expected;
-    expected *= x.sizes[d];
-    return right;
-  };
-  if (rows && !fits(1)) return false;
-  for (int64_t d = x.dim - 1; d >= 2; --d)
-    if (!fits(d)) return false;
-  return (rows || fits(1)) && fits(0);
-}
-
-// x in one of the two dense layouts, and the strides that all other operands of its shape are brought to.
-struct Canonical {
-  View x;
-  std::vector<int64_t> strides;
-  int64_t samples, channels, positions = 1;
-  bool rows;
-};
-
-Handle copied(const View& from, const std::vector<int64_t>& strides) {
-  Handle made = allocate(from.dim, from.sizes, strides.data(), from.code);
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(made.get(), from.handle.get(), 0));
-  return made;
-}
-
-Canonical canonical(View x) {
-  CHECK(x.dim >= 2, "x must have 2 dimensions or more, got ", x.dim);
-  Canonical found;
-  found.samples = x.sizes[0];
-  found.channels = x.sizes[1];
-  for (int64_t d = 2; d < x.dim; ++d) found.positions *= x.sizes[d];
-  const bool planes = dense(x, false);
-  const bool rows = dense(x, true);
-  found.rows = rows && (!planes || found.positions == 1);
-  if (planes || rows) {
-    found.strides.assign(x.strides, x.strides + x.dim);
-    found.x = std::move(x);
-    return found;
-  }
-  found.strides.assign(size_t(x.dim), 1);
-  for (int64_t d = x.dim - 2; d >= 0; --d)
-    found.strides[size_t(d)] = found.strides[size_t(d) + 1] * (x.sizes[d + 1] > 1 ? x.sizes[d + 1] : 1);
-  found.rows = found.positions == 1;
-  found.x = View(copied(x, found.strides));
-  return found;
-}
-
-// An operand of x's shape and dtype, in x's layout.
-View conformed(View given, const Canonical& like, const char* name) {
-  if (!given) return given;
-  CHECK(given.code == like.x.code, name, " must have x's dtype");
-  CHECK(given.dim == like.x.dim, name, " must have x's shape");
-  bool same = true;
-  for (int64_t d = 0; d < given.dim; ++d) {
-    CHECK(given.sizes[d] == like.x.sizes[d], name, " must have x's shape; dimension ", d, " is ", given.sizes[d],
-          ", not ", like.x.sizes[d]);
-    same = same && (given.sizes[d] == 1 || given.strides[d] == like.strides[size_t(d)]);
-  }
-  return same ? std::move(given) : View(copied(given, like.strides));
-}
-
-View conformed_mask(View mask, const Canonical& like) {
-  if (!mask) return mask;
-  CHECK(mask.code == types().boolean, "mask must be bool");
-  CHECK(mask.dim == like.x.dim - 1 && mask.count() == like.samples * like.positions,
-        "mask must have shape (N, *positions)");
-  std::vector<int64_t> strides(size_t(mask.dim), 1);
-  bool same = true;
-  for (int64_t d = mask.dim - 1; d >= 0; --d) {
-    if (d + 1 < mask.dim) strides[size_t(d)] = strides[size_t(d) + 1] * mask.sizes[d + 1];
-    same = same && (mask.sizes[d] == 1 || mask.strides[d] == strides[size_t(d)]);
-  }
-  return same ? std::move(mask) : View(copied(mask, strides));
-}
-
-void parallel(int64_t count, evenorm::Range range, void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, range, context));
-}
-
-// What the operations share: x's geometry, the groups, the setting.
-struct Call {
-  Task task;
-  Canonical canonical;
-  View mask;
-  std::vector<int64_t> starts;
-
-  Call(View x, View given_mask, const std::optional<std::vector<int64_t>>& splits)
-      : canonical(::canonical(std::move(x))), mask(conformed_mask(std::move(given_mask), canonical)) {
-    starts.push_back(0);
-    if (splits.has_value()) {
-      for (const int64_t samples : *splits) {
-        CHECK(samples >= 0, "splits must not be negative");
-        starts.push_back(starts.back() + samples);
-      }
-    } else {
-      starts.push_back(canonical.samples);
-    }
-    CHECK(starts.back() == canonical.samples, "splits must add up to ", canonical.samples, ", got ", starts.back());
-    task.samples = canonical.samples;
-    task.channels = canonical.channels;
-    task.positions = canonical.positions;
-    task.rows = canonical.rows;
-    task.groups = int64_t(starts.size()) - 1;
-    task.starts = starts.data();
-    task.type = canonical.x.type("x");
-    task.x = canonical.x.data;
-    task.mask = static_cast<const uint8_t*>(mask.data);
-    task.parallel = parallel;
-    uint32_t threads;
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
-    task.threads = int(threads);
-  }
-
-  int64_t elements() const { return task.samples * task.channels * task.positions; }
-
-  Handle like_x(void** data) const {
-    Handle made = allocate_output(canonical.x, canonical.strides.data(), elements() * type_bytes[int(task.type)]);
-    *data = data_of(made);
-    return made;
-  }
-
-  void setting(double eps, int64_t activation, double parameter) {
-    CHECK(activation >= 0 && activation <= 9, "unknown activation ", activation);
-    task.eps = eps;
-    task.activation = int(activation);
-    task.parameter = parameter;
-  }
-
-  Values channel_values(const View& given, const char* name) const {
-    return values(given, task.groups, task.channels, name);
-  }
-};
 
 void run(bool (*operation)(const Task&), const Task& task) { CHECK(operation(task), "out of memory for partial sums"); }
 
 void put(StableIValue* stack, int index, Handle& handle) { stack[index] = stable::from(handle.release()); }
+
+// count (G,), mean and m2 (G, C).
+struct Grouped {
+  Handle count, mean, m2;
+
+  explicit Grouped(Task& task)
+      : count(vector(task.groups, types().codes[int(Type::float64)])),
+        mean(doubles(task.groups, task.channels)),
+        m2(doubles(task.groups, task.channels)) {
+    task.count = data_of(count);
+    task.sums[0] = data_of(mean);
+    task.sums[1] = data_of(m2);
+  }
+
+  void put_from(StableIValue* stack, int index) {
+    put(stack, index, count);
+    put(stack, index + 1, mean);
+    put(stack, index + 2, m2);
+  }
+};
 
 // (x, mask, splits) -> (count, mean, m2)
 void moments(StableIValue* stack, uint64_t, uint64_t) {
   Arguments given(stack);
   View x = given.tensor(), mask = given.optional_tensor();
   Call call(std::move(x), std::move(mask), given.optional_ints());
-  Handle count = vector(call.task.groups, types().codes[int(Type::float64)]);
-  Handle mean = doubles(call.task.groups, call.task.channels), m2 = doubles(call.task.groups, call.task.channels);
-  call.task.count = data_of(count);
-  call.task.sums[0] = data_of(mean);
-  call.task.sums[1] = data_of(m2);
+  Grouped found(call.task);
   run(evenorm::kernels().moments, call.task);
-  put(stack, 0, count);
-  put(stack, 1, mean);
-  put(stack, 2, m2);
+  found.put_from(stack, 0);
 }
 
-// (x, mask) -> (1, 2 C + 1): count, mean and m2 of the whole batch, as they travel to other workers
+// (1, 2 C + 1): the count, means and m2 of a whole batch in one tensor, which a step keeps and workers send.
+Handle packed_moments(Task& task) {
+  CHECK(task.groups == 1, "a step's batch is one group");
+  Handle row = doubles(1, 2 * task.channels + 1);
+  task.count = data_of(row);
+  task.sums[0] = task.count + 1;
+  task.sums[1] = task.sums[0] + task.channels;
+  return row;
+}
+
+// (x, mask) -> (1, 2 C + 1): as they travel to other workers
 void forward_message(StableIValue* stack, uint64_t, uint64_t) {
   Arguments given(stack);
   View x = given.tensor(), mask = given.optional_tensor();
   Call call(std::move(x), std::move(mask), std::nullopt);
-  Handle row = doubles(1, 2 * call.task.channels + 1);
-  call.task.count = data_of(row);
-  call.task.sums[0] = call.task.count + 1;
-  call.task.sums[1] = call.task.sums[0] + call.task.channels;
+  Handle row = packed_moments(call.task);
   run(evenorm::kernels().moments, call.task);
   put(stack, 0, row);
 }
 
-// What workers sent, a row of as many numbers from each.
-const double* rows_of(const View& messages, int64_t numbers) {
-  CHECK(messages.code == types().codes[int(Type::float64)], "messages must be float64");
-  CHECK(messages.dim == 2 && messages.sizes[0] > 0 && messages.sizes[1] == numbers && dense(messages, false),
-        "messages must be rows of ", numbers, " numbers, one behind the other");
-  return static_cast<const double*>(messages.data);
+// What workers sent, a row of as many numbers from each, or what a step kept, one row.
+const double* rows_of(const View& given, int64_t numbers, const char* name) {
+  CHECK(given.code == types().codes[int(Type::float64)], name, " must be float64");
+  CHECK(given.dim == 2 && given.sizes[0] > 0 && given.sizes[1] == numbers && dense(given, false), name, " must be rows of ",
+        numbers, " numbers, one behind the other");
+  return static_cast<const double*>(given.data);
 }
 
 // (x, mean, var, weight, bias, residual, mask, splits, eps, activation, parameter) -> y
@@ -248,12 +92,11 @@ void normalize(StableIValue* stack, uint64_t, uint64_t) {
   put(stack, 0, y);
 }
 
-// x, weight, bias, residual, mask, splits, eps, activation, parameter: what a training forward takes; y, count, mean, m2: what
-// it gives.
+// x, weight, bias, residual, mask, splits, eps, activation, parameter: what a training forward takes; y: what it gives.
 struct Forward {
   View weight, bias, residual;
   std::optional<Call> call;
-  Handle y, count, mean, m2;
+  Handle y;
 
   explicit Forward(Arguments& given) {
     View x = given.tensor();
@@ -271,41 +114,30 @@ struct Forward {
     task.bias = call->channel_values(bias, "bias");
     task.extra = residual.data;
     y = call->like_x(&task.out);
-    count = vector(task.groups, types().codes[int(Type::float64)]);
-    mean = doubles(task.groups, task.channels);
-    m2 = doubles(task.groups, task.channels);
-    task.count = data_of(count);
-    task.sums[0] = data_of(mean);
-    task.sums[1] = data_of(m2);
-  }
-
-  void results(StableIValue* stack) {
-    put(stack, 0, y);
-    put(stack, 1, count);
-    put(stack, 2, mean);
-    put(stack, 3, m2);
   }
 };
 
+// -> (y, count, mean, m2)
 void train_forward(StableIValue* stack, uint64_t, uint64_t) {
   Arguments given(stack);
   Forward forward(given);
+  Grouped found(forward.call->task);
   run(evenorm::kernels().train_forward, forward.call->task);
-  forward.results(stack);
+  put(stack, 0, forward.y);
+  found.put_from(stack, 1);
 }
 
-// The operands that every backward begins with: dy, x, ..., weight, bias, saved, mask, splits, eps, activation, parameter.
+// The operands that every backward begins with: dy, x, statistics, weight, bias, saved, mask, splits, eps, activation, parameter.
 struct Backward {
-  View dy, count, mean, var, weight, bias, saved;
+  View dy, batch, mean, var, weight, bias, saved;  // batch: count, or all that a step kept
   std::optional<Call> call;
-  enum Statistics { given_var, given_m2 };
+  enum Statistics { given_var, given_m2, given_packed };  // mean, var; count, mean, m2; those of a step in one tensor
 
   Backward(Arguments& given, Statistics statistics, bool with_splits) {
     dy = given.tensor();
     View x = given.tensor();
-    if (statistics == given_m2) count = given.tensor();
-    mean = given.tensor();
-    var = given.tensor();
+    if (statistics != given_var) batch = given.tensor();
+    if (statistics != given_packed) mean = given.tensor(), var = given.tensor();
     weight = given.optional_tensor();
     bias = given.optional_tensor();
     saved = given.optional_tensor();
@@ -323,15 +155,28 @@ struct Backward {
     const bool sign_is_enough = activation == 1 || activation == 2;
     task.extra = activation == 0 ? nullptr : saved.data;
     task.extra_is_output = saved && sign_is_enough;
-    task.mean = call->channel_values(mean, "mean");
-    task.var = call->channel_values(var, "var");
     task.weight = call->channel_values(weight, "weight");
     task.bias = call->channel_values(bias, "bias");
-    if (!count) return;
-    CHECK(count.code == types().codes[int(Type::float64)] && count.dim == 1 && count.sizes[0] == task.groups &&
-              (task.groups == 1 || count.strides[0] == 1),
+    statistics == given_packed ? take_packed() : take_statistics();
+  }
+
+  void take_statistics() {
+    Task& task = call->task;
+    task.mean = call->channel_values(mean, "mean");
+    task.var = call->channel_values(var, "var");
+    if (!batch) return;
+    CHECK(batch.code == types().codes[int(Type::float64)] && batch.dim == 1 && batch.sizes[0] == task.groups &&
+              (task.groups == 1 || batch.strides[0] == 1),
           "count must be float64, one for each group");
-    task.var_count = static_cast<const double*>(count.data);
+    task.var_count = static_cast<const double*>(batch.data);
+  }
+
+  void take_packed() {
+    Task& task = call->task;
+    CHECK(task.groups == 1, "a step's batch is one group");
+    task.var_count = rows_of(batch, 2 * task.channels + 1, "batch");
+    task.mean = {task.var_count + 1, Type::float64, 1, 0};
+    task.var = {task.var_count + 1 + task.channels, Type::float64, 1, 0};
   }
 };
 
@@ -362,13 +207,12 @@ void backward_sums(StableIValue* stack, uint64_t, uint64_t) {
   put(stack, 1, sum_g_xhat);
 }
 
-// (dy, x, count, mean, m2, weight, bias, saved, mask, splits, eps, activation, parameter) -> (1, 2 C): sum_g and sum_g_xhat of the
-// one group, as they travel to other workers
+// (dy, x, batch, weight, bias, saved, mask, splits, eps, activation, parameter) -> (1, 2 C): sum_g and sum_g_xhat, as they travel to
+// other workers
 void backward_message(StableIValue* stack, uint64_t, uint64_t) {
   Arguments given(stack);
-  Backward backward(given, Backward::given_m2, true);
+  Backward backward(given, Backward::given_packed, true);
   Task& task = backward.call->task;
-  CHECK(task.groups == 1, "workers pool one group");
   Handle row = doubles(1, 2 * task.channels);
   task.sums[0] = data_of(row);
   task.sums[1] = task.sums[0] + task.channels;
@@ -413,25 +257,12 @@ void with_parameter_sums(StableIValue* stack, Backward& backward, bool needs_res
   put(stack, 3, dresidual);
 }
 
-// (dy, x, count, mean, m2, weight, bias, saved, mask, splits, eps, activation, parameter, needs_residual, messages, own)
+// (dy, x, count, mean, m2, weight, bias, saved, mask, splits, eps, activation, parameter, needs_residual)
 //   -> (dx, dweight, dbias, dresidual or (0,))
-// Given the `backward_message` of each worker, of which this one's is row `own`, dx has the sums of all, the parameters their own.
 void train_backward(StableIValue* stack, uint64_t, uint64_t) {
   Arguments given(stack);
   Backward backward(given, Backward::given_m2, true);
-  const bool needs_residual = given.flag();
-  const View messages = given.optional_tensor();
-  const int64_t own = given.integer();
-  if (!messages) return with_parameter_sums(stack, backward, needs_residual, true, evenorm::kernels().train_backward);
-  Task& task = backward.call->task;
-  const int64_t numbers = 2 * task.channels;
-  const double* rows = rows_of(messages, numbers);
-  CHECK(task.groups == 1 && own >= 0 && own < messages.sizes[0], "workers pool one group, and each has its own row");
-  std::vector<double> means(size_t(numbers) + 1);
-  evenorm::mean_of_sums(rows, messages.sizes[0], numbers, *task.var_count, means.data());
-  task.offset = {means.data(), Type::float64, 1, 0};
-  task.slope = {means.data() + task.channels, Type::float64, 1, 0};
-  with_parameter_sums(stack, backward, needs_residual, true, evenorm::kernels().input_gradient, rows + own * numbers);
+  with_parameter_sums(stack, backward, given.flag(), true, evenorm::kernels().train_backward);
 }
 
 // (dy, x, mean, var, weight, bias, saved, mask, eps, activation, parameter, needs_sums, needs_residual)
@@ -460,9 +291,9 @@ void track(StableIValue* stack, uint64_t, uint64_t) {
   evenorm::track(update);
 }
 
-// train_forward, and at once track_: two calls in place of one would cost a small layer a tenth of its time. Given the
-// `forward_message` of each worker, the statistics are those of all of them.
-void train_step(StableIValue* stack, uint64_t, uint64_t) {
+// What `train_forward` does and `track_`, in one call: two would cost a small layer a tenth of its time. Given the `forward_message`
+// of each worker, the statistics are those of all of them. -> (y, batch)
+void step_forward(StableIValue* stack, uint64_t, uint64_t) {
   Arguments given(stack);
   Forward forward(given);
   Tracked tracked;
@@ -470,13 +301,12 @@ void train_step(StableIValue* stack, uint64_t, uint64_t) {
   tracked.rule(given);
   const View messages = given.optional_tensor();
   Task& task = forward.call->task;
-  const Values count{task.count, Type::float64, 0, 1};
-  const Values mean{task.sums[0], Type::float64, 1, task.channels}, m2{task.sums[1], Type::float64, 1, task.channels};
+  Handle batch = packed_moments(task);
+  const Values mean{task.sums[0], Type::float64, 1, 0}, m2{task.sums[1], Type::float64, 1, 0};
   evenorm::Update& update = tracked.update;
   CHECK(!tracked.running_mean || update.channels == task.channels, "running_mean must have one value for each channel");
   if (messages) {
-    CHECK(task.groups == 1, "workers pool one group");
-    const double* rows = rows_of(messages, 2 * task.channels + 1);
+    const double* rows = rows_of(messages, 2 * task.channels + 1, "messages");
     evenorm::merge(rows, messages.sizes[0], task.channels, task.count, task.sums[0], task.sums[1]);
     task.mean = mean;
     task.var = m2;
@@ -484,13 +314,35 @@ void train_step(StableIValue* stack, uint64_t, uint64_t) {
   }
   run(messages ? evenorm::kernels().normalize : evenorm::kernels().train_forward, task);
   if (tracked.running_mean) {
-    update.groups = task.groups;
-    update.count = count;
+    update.groups = 1;
+    update.count = {task.count, Type::float64, 0, 0};
     update.mean = mean;
     update.m2 = m2;
     evenorm::track(update);
   }
-  forward.results(stack);
+  put(stack, 0, forward.y);
+  put(stack, 1, batch);
+}
+
+// (dy, x, batch, weight, bias, saved, mask, splits, eps, activation, parameter, needs_residual, messages, own)
+//   -> (dx, dweight, dbias, dresidual or (0,))
+// Given the `backward_message` of each worker, of which this one's is row `own`, dx has the sums of all, the parameters their own.
+void step_backward(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments given(stack);
+  Backward backward(given, Backward::given_packed, true);
+  const bool needs_residual = given.flag();
+  const View messages = given.optional_tensor();
+  const int64_t own = given.integer();
+  if (!messages) return with_parameter_sums(stack, backward, needs_residual, true, evenorm::kernels().train_backward);
+  Task& task = backward.call->task;
+  const int64_t numbers = 2 * task.channels;
+  const double* rows = rows_of(messages, numbers, "messages");
+  CHECK(own >= 0 && own < messages.sizes[0], "each worker has its own row of messages");
+  std::vector<double> means(size_t(numbers) + 1);
+  evenorm::mean_of_sums(rows, messages.sizes[0], numbers, *task.var_count, means.data());
+  task.offset = {means.data(), Type::float64, 1, 0};
+  task.slope = {means.data() + task.channels, Type::float64, 1, 0};
+  with_parameter_sums(stack, backward, needs_residual, true, evenorm::kernels().input_gradient, rows + own * numbers);
 }
 
 #define SETTING "Tensor? mask, int[]? splits, float eps, int activation, float parameter"
@@ -509,18 +361,19 @@ STABLE_TORCH_LIBRARY(evenorm, library) {
               ") -> (Tensor, Tensor, Tensor, Tensor)");
   library.def("backward_sums(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD SETTING
               ") -> (Tensor, Tensor)");
-  library.def("backward_message(Tensor dy, Tensor x, Tensor count, Tensor mean, Tensor m2, " GIVEN_BACKWARD SETTING
-              ") -> Tensor");
+  library.def("backward_message(Tensor dy, Tensor x, Tensor batch, " GIVEN_BACKWARD SETTING ") -> Tensor");
   library.def("input_gradient(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD SETTING
               ", Tensor? offset, Tensor? slope, bool needs_residual) -> (Tensor, Tensor)");
   library.def("train_backward(Tensor dy, Tensor x, Tensor count, Tensor mean, Tensor m2, " GIVEN_BACKWARD SETTING
-              ", bool needs_residual, Tensor? messages, int own) -> (Tensor, Tensor, Tensor, Tensor)");
+              ", bool needs_residual) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def("eval_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD
               "Tensor? mask, float eps, int activation, float parameter, bool needs_sums, bool needs_residual) -> "
               "(Tensor, Tensor, Tensor, Tensor)");
   library.def("track_(" STATISTICS ", Tensor count, Tensor mean, Tensor m2, " RULE ") -> ()");
-  library.def("train_step(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING ", " STATISTICS ", " RULE
-              ", Tensor? messages) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("step_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING ", " STATISTICS ", " RULE
+              ", Tensor? messages) -> (Tensor, Tensor)");
+  library.def("step_backward(Tensor dy, Tensor x, Tensor batch, " GIVEN_BACKWARD SETTING
+              ", bool needs_residual, Tensor? messages, int own) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(evenorm, CPU, library) {
@@ -534,5 +387,6 @@ STABLE_TORCH_LIBRARY_IMPL(evenorm, CPU, library) {
   library.impl("train_backward", &train_backward);
   library.impl("eval_backward", &eval_backward);
   library.impl("track_", &track);
-  library.impl("train_step", &train_step);
+  library.impl("step_forward", &step_forward);
+  library.impl("step_backward", &step_backward);
 }

@@ -31,14 +31,14 @@ Maybe = Tensor | None
 
 # What `track_` takes besides the batch: running_mean, running_var, num_batches_tracked, momentum, debias,
 # skip_nonfinite, skipped.
-Update = tuple[Tensor, Tensor, Maybe, float, bool, int, Maybe]
-_NO_UPDATE = (None, None, None, 0.0, False, 0, None)
+Update = tuple[Maybe, Maybe, Maybe, float, bool, int, Maybe]
+NO_UPDATE = (None, None, None, 0.0, False, 0, None)
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
 _operators = torch.ops.evenorm
 _state: list[str | None] = []  # what `available` found, once it has looked
-_direct: dict[str, Callable[..., Any]] = {}  # operators past torch's wrapper, which takes 1 us
+direct: dict[str, Callable[..., Any]] = {}  # a step's operators past torch's wrapper, which takes 1 us
 
 
 def available() -> str | None:
@@ -54,13 +54,12 @@ available._dynamo_marked_constant = True  # type: ignore[attr-defined]  # functi
 
 def supports(x: Tensor) -> bool:
     """Tell whether the kernels take x: an ordinary dense tensor in memory, of one of the four float types."""
-    return (
-        x.is_cpu
-        and x.dtype in _DTYPES
-        and x.layout is torch.strided
-        and (type(x) in _PLAIN or type(x).__name__ == "FakeTensor")
-        and available() is None
-    )
+    return is_plain(x) and x.dtype in _DTYPES and x.layout is torch.strided and available() is None
+
+
+def is_plain(x: Tensor) -> bool:
+    """Tell whether x is a tensor in memory, and nothing that only looks like one, except to torch.compile."""
+    return x.is_cpu and (type(x) in _PLAIN or type(x).__name__ == "FakeTensor")
 
 
 def _load() -> str | None:
@@ -77,9 +76,9 @@ def _load() -> str | None:
         return f"could not be loaded: {error}"
     for name, shape_of in SHAPES.items():
         torch.library.register_fake(f"evenorm::{name}", shape_of)
-    for name in ("train_step", "train_backward"):
+    for name in ("step_forward", "step_backward"):
         operator = getattr(_operators, name).default
-        _direct[name] = getattr(operator, "_op", operator)
+        direct[name] = getattr(operator, "_op", operator)
     return None
 
 
@@ -106,22 +105,23 @@ def train_forward(
     return found
 
 
-def train_step(
+def step_forward(
     x: Tensor,
     weight: Maybe,
     bias: Maybe,
     residual: Maybe,
     setting: Setting,
-    update: Update | None,
+    update: Update = NO_UPDATE,
     messages: Maybe = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Do `train_forward` and, in the same call, let the batch enter the running statistics, in place.
 
-    Given the `forward_message` of each worker, (W, 2 C + 1), the batch is that of all of them.
+    Returns y and, in one tensor, what `step_backward` wants to know of the batch, (1, 2 C + 1): its count, means
+    and m2. Given the `forward_message` of each worker, (W, 2 C + 1), the batch is that of all of them.
     """
-    found: tuple[Tensor, Tensor, Tensor, Tensor]
-    step = _direct["train_step"] if messages is None else _operators.train_step.default  # traced
-    found = step(x, weight, bias, residual, *setting, *(update or _NO_UPDATE), messages)
+    found: tuple[Tensor, Tensor] = _operators.step_forward.default(
+        x, weight, bias, residual, *setting, *update, messages
+    )
     return found
 
 
@@ -149,16 +149,14 @@ def backward_sums(
 def backward_message(
     dy: Tensor,
     x: Tensor,
-    count: Tensor,
-    mean: Tensor,
-    m2: Tensor,
+    batch: Tensor,
     weight: Maybe,
     bias: Maybe,
     saved: Maybe,
     setting: Setting,
 ) -> Tensor:
-    """Return what other workers have to know for the gradient of `train_step`, (1, 2 C): its `backward_sums`."""
-    message: Tensor = _operators.backward_message.default(dy, x, count, mean, m2, weight, bias, saved, *setting)
+    """Return what other workers have to know for `step_backward`, (1, 2 C): a worker's `backward_sums`."""
+    message: Tensor = _operators.backward_message.default(dy, x, batch, weight, bias, saved, *setting)
     return message
 
 
@@ -194,16 +192,11 @@ def train_backward(
     saved: Maybe,
     setting: Setting,
     needs_residual: bool,
-    messages: Maybe = None,
-    own: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Maybe]:
-    """Return the gradients of `train_forward` by x, weight, bias and residual.
-
-    Or of `train_step` over workers, given their `backward_message`, (W, 2 C), and which row is this one's own.
-    """
+    """Return the gradients of `train_forward` by x, weight, bias and residual."""
     computed = needs_residual and not is_dy(setting)
     dx, dweight, dbias, dresidual = _operators.train_backward.default(
-        dy, x, count, mean, m2, weight, bias, saved, *setting, computed, messages, own
+        dy, x, count, mean, m2, weight, bias, saved, *setting, computed
     )
     return dx, dweight, dbias, residual_gradient(dy, dresidual, needs_residual, computed)
 
@@ -211,18 +204,24 @@ def train_backward(
 def step_backward(
     dy: Tensor,
     x: Tensor,
-    count: Tensor,
-    mean: Tensor,
-    m2: Tensor,
+    batch: Tensor,
     weight: Maybe,
     bias: Maybe,
     saved: Maybe,
     setting: Setting,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `train_backward` does where the residual needs no gradient; not for torch.compile."""
-    found: tuple[Tensor, Tensor, Tensor, Tensor]
-    found = _direct["train_backward"](dy, x, count, mean, m2, weight, bias, saved, *setting, False, None, 0)
-    return found[:3]
+    needs_residual: bool,
+    messages: Maybe = None,
+    own: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Maybe]:
+    """Return the gradients of `step_forward` by x, weight, bias and residual.
+
+    Over workers it takes their `backward_message`, (W, 2 C), and which row is this one's own.
+    """
+    computed = needs_residual and not is_dy(setting)
+    dx, dweight, dbias, dresidual = _operators.step_backward.default(
+        dy, x, batch, weight, bias, saved, *setting, computed, messages, own
+    )
+    return dx, dweight, dbias, residual_gradient(dy, dresidual, needs_residual, computed)
 
 
 def eval_backward(

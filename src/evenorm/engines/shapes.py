@@ -81,7 +81,6 @@ def _fake_train_backward(
     activation: int,
     parameter: float,
     needs_residual: bool,
-    *of_workers: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dresidual = _like(x) if needs_residual else x.new_empty(0)
     return _like(x), for_parameter(x, weight), for_parameter(x, bias), dresidual
@@ -121,8 +120,16 @@ def _fake_track(
     return None
 
 
-def _fake_train_step(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
-    return (_like(x), *_fake_moments(x, None, given[4]))
+def _packed(x: Tensor) -> Tensor:
+    return _double(x, 1, 2 * x.shape[1] + 1)
+
+
+def _fake_step_backward(
+    dy: Tensor, x: Tensor, batch: Tensor, weight: Maybe, bias: Maybe, *given: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    needs_residual = given[-3]
+    dresidual = _like(x) if needs_residual else x.new_empty(0)
+    return _like(x), for_parameter(x, weight), for_parameter(x, bias), dresidual
 
 
 SHAPES: dict[str, Callable[..., object]] = {
@@ -134,7 +141,8 @@ SHAPES: dict[str, Callable[..., object]] = {
     "train_backward": _fake_train_backward,
     "eval_backward": _fake_eval_backward,
     "track_": _fake_track,
-    "train_step": _fake_train_step,
-    "forward_message": lambda x, mask: _double(x, 1, 2 * x.shape[1] + 1),
+    "step_forward": lambda x, *given: (_like(x), _packed(x)),
+    "step_backward": _fake_step_backward,
+    "forward_message": lambda x, mask: _packed(x),
     "backward_message": lambda dy, x, *given: _double(x, 1, 2 * x.shape[1]),
 }
