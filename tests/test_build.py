@@ -1,0 +1,65 @@
+"""How the engine is built: setup.py, with compilers that only write down what they are asked."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+COMPILER = """#!{python}
+import sys
+if sys.argv[1:] == ["--version"]:
+    print({version!r})
+    sys.exit()
+with open({asked!r}, "a") as asked:
+    print(*sys.argv[1:], file=asked)
+if {fails} and "-c" in sys.argv:
+    sys.exit("kernels.cpp:1: error: too tired")
+open(sys.argv[sys.argv.index("-o") + 1], "w").close()
+"""
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """Build with a compiler of this version; returns the engine, and what the compiler was asked, call by call."""
+
+    def run(version, fails=False):
+        compiler, asked, engine = tmp_path / "c++", tmp_path / "asked", tmp_path / "evenorm/_engine.so"
+        text = COMPILER.format(python=sys.executable, version=version, asked=str(asked), fails=fails)
+        compiler.write_text(text)
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        monkeypatch.delenv("EVENORM_SANITIZE", raising=False)
+        setup = runpy.run_path(str(ROOT / "setup.py"))
+        try:
+            setup["build_engine"](engine, tmp_path / "objects")
+        except setup["CannotBuildError"] as reason:
+            return engine, str(reason)
+        return engine, asked.read_text().splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("version", ["Apple clang version 17.0.0", "Debian clang version 14.0.6"])
+def test_clang_is_asked_nothing_that_only_gcc_knows(build, version):
+    engine, asked = build(version)
+    assert engine.exists()
+    assert not any("-fvect-cost-model" in call or "-Wno-maybe" in call for call in asked)
+
+
+def test_gcc_vectorises_as_it_does_at_its_highest_level(build):
+    engine, asked = build("g++ (GCC) 13.2.0")
+    assert engine.exists()
+    kernels = [call for call in asked if "kernels.cpp" in call]
+    assert kernels
+    assert all("-fvect-cost-model=dynamic" in call for call in kernels)
+
+
+def test_a_compiler_that_fails_is_quoted_and_leaves_no_engine(build):
+    engine, reason = build("g++ (GCC) 13.2.0", fails=True)
+    assert reason == "the compiler failed: kernels.cpp:1: error: too tired"
+    assert not engine.exists()
