@@ -17,6 +17,7 @@ from own_process import run
 pytestmark = [
     pytest.mark.skipif(cpu.available() is not None, reason="the C++ engine is not there"),
     pytest.mark.skipif(os.environ.get("EVENORM_RECYCLE") == "off", reason="switched off by EVENORM_RECYCLE"),
+    pytest.mark.skipif(torch.__version__.startswith("2.10."), reason="torch 2.10 takes no memory of ours"),
 ]
 
 MEGABYTE = 2**20

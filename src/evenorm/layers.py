@@ -204,8 +204,8 @@ class Layer(_NormBase):
 
     def _is_ordinary(self) -> bool:
         """Tell whether nothing stands between pool, apply and track, so that they can be one call."""
-        apart = self.gathers or self.renorm or self.virtual_batch_size or isinstance(self._average, Window)
-        asked = apart or self.on_nonfinite == "raise" or self.on_single == "population"
+        apart = self.renorm is not None or self.virtual_batch_size is not None or isinstance(self._average, Window)
+        asked = apart or self.gathers or self.on_nonfinite == "raise" or self.on_single == "population"
         by_batch = self.training and not self.frozen and self.eps > 0
         return by_batch and not asked and not torch.compiler.is_compiling()
 

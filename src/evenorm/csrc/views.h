@@ -10,6 +10,10 @@
 
 #include "engine.h"
 
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // its name before torch 2.11
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 namespace {
 
 using evenorm::Task;
