@@ -1,8 +1,7 @@
 """Build the engine, evenorm/_engine.so, with whatever C++ compiler is there; install without it where that fails.
 
-The engine is a plain shared library: it uses PyTorch's ABI-stable interface and no part of Python, so one build
-serves every CPython and every torch from 2.10 on. PyTorch's headers are looked for beside this interpreter's
-packages, which under pip's build isolation are the target's.
+The engine is a plain shared library: it uses PyTorch's stable C interface and no part of Python, so one build
+serves every CPython and every torch from 2.10 on. PyTorch itself need not be there: pip builds before it installs.
 
 Environment:
     CXX                  the compiler; else c++, g++ or clang++
@@ -16,14 +15,11 @@ Environment:
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,7 +55,6 @@ SANITIZED = [
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=undefined",
 ]
-TORCH_2_10 = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
 # The kernels are compiled once for each of these; the processor chooses when the library is first used.
 X86_LEVELS = {
@@ -71,22 +66,6 @@ X86_LEVELS = {
 
 class CannotBuildError(Exception):
     """Why there will be no engine, in a line that tells the user what to install."""
-
-
-def find_torch() -> Path:
-    """Return the folder of the torch package, without importing it."""
-    folders = [Path(sysconfig.get_path(name)) / "torch" for name in ("purelib", "platlib")]
-    spec = importlib.util.find_spec("torch")
-    if spec is not None and spec.origin is not None:
-        folders.append(Path(spec.origin).parent)
-    for folder in folders:
-        if (folder / "include/torch/csrc/stable/library.h").exists():
-            found = re.search(r"__version__ = '(\d+)\.(\d+)", (folder / "version.py").read_text())
-            if found and tuple(map(int, found.groups())) >= (2, 10):
-                return folder
-    raise CannotBuildError(
-        "PyTorch 2.10 or newer was not found beside this Python; install torch, then evenorm again"
-    )
 
 
 def find_compiler() -> str:
@@ -115,9 +94,21 @@ def run(command: list[str]) -> None:
         raise CannotBuildError(f"the compiler failed: {first}")
 
 
+def stand_in(compiler: str, folder: Path) -> list[str]:
+    """Return how to link with torch's library, known by name alone: at run time it is the one already loaded."""
+    empty = ["-x", "c++", os.devnull, "-o"]
+    if sys.platform == "darwin":
+        library = folder / "libtorch_cpu.dylib"
+        run([compiler, "-dynamiclib", "-install_name", f"@rpath/{library.name}", *empty, str(library)])
+        return [f"-L{folder}", "-ltorch_cpu", "-undefined", "dynamic_lookup"]
+    library = folder / "libtorch_cpu.so"
+    run([compiler, "-shared", f"-Wl,-soname,{library.name}", *empty, str(library)])
+    return [f"-L{folder}", "-Wl,--no-as-needed", "-ltorch_cpu"]
+
+
 def build_engine(target: Path, objects: Path) -> None:
     """Compile and link the engine; two compilers at a time."""
-    compiler, torch = find_compiler(), find_torch()
+    compiler = find_compiler()
     sanitize = os.environ.get("EVENORM_SANITIZE") == "1"
     flags = COMMON + ([] if is_clang(compiler) else OF_GCC) + (SANITIZED if sanitize else FAST)
     levels = X86_LEVELS if platform.machine().lower() in ("x86_64", "amd64") else {"baseline": []}
@@ -129,15 +120,14 @@ def build_engine(target: Path, objects: Path) -> None:
     }
     units["dispatch"] = ["dispatch.cpp", *(["-DEVENORM_X86_LEVELS"] if len(levels) > 1 else [])]
     units["track"] = ["track.cpp"]
-    units["binding"] = ["binding.cpp", TORCH_2_10, "-isystem", str(torch / "include")]
+    units["binding"] = ["binding.cpp"]
     commands = [
         [compiler, *flags, "-c", str(SOURCES / source), *extra, "-o", str(objects / f"{name}.o")]
         for name, (source, *extra) in units.items()
     ]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(run, commands))
-    link = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-Wl,--allow-shlib-undefined"]
-    link += [f"-L{torch / 'lib'}", "-ltorch_cpu"]  # by name alone: at run time it is the torch already loaded
+    link = stand_in(compiler, objects)
     link += ["-fsanitize=address,undefined"] if sanitize else ["-s"] * (sys.platform != "darwin")
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_suffix(".new")  # renamed when whole, since a running process may have the old one open

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,3 +66,19 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_no_engine(build):
     engine, reason = build("g++ (GCC) 13.2.0", fails=True)
     assert reason == "the compiler failed: kernels.cpp:1: error: too tired"
     assert not engine.exists()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler")
+@pytest.mark.parametrize("wrong", [False, True], ids=["ours", "a wrong one"])
+def test_what_we_declare_of_torch_is_what_torch_declares(wrong, tmp_path):
+    """A compiler that sees both refuses a function with two types."""
+    include = Path(torch.__file__).parent / "include"
+    both = tmp_path / "both.cpp"
+    both.write_text(
+        "#define USE_CUDA 0\n#include <torch/csrc/stable/c/shim.h>\n"
+        f'#include "{ROOT}/src/evenorm/csrc/torch_abi.h"\n'
+        + ('extern "C" AOTITorchError torch_get_num_threads(int64_t*);\n' if wrong else "")
+    )
+    command = ["c++", "-std=c++20", "-fsyntax-only", "-isystem", str(include), str(both)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert ("torch_get_num_threads" in done.stderr) if wrong else done.returncode == 0, done.stderr

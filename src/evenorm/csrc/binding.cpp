@@ -1,6 +1,5 @@
-// The one file that knows torch, with views.h and running.h: operators on the ABI-stable interface. It checks, allocates, conforms
-// layouts and calls the kernels. Arguments are taken off the stack by hand rather than by TORCH_BOX, which copies every tensor's
-// handle.
+// The operators, on torch's stable interface: they check, allocate, conform layouts and call the kernels. This file alone knows torch,
+// with operands.h, running.h, views.h and torch_abi.h below it.
 
 #include <algorithm>
 
@@ -11,7 +10,7 @@ namespace {
 
 void run(bool (*operation)(const Task&), const Task& task) { CHECK(operation(task), "out of memory for partial sums"); }
 
-void put(StableIValue* stack, int index, Handle& handle) { stack[index] = stable::from(handle.release()); }
+void put(StableIValue* stack, int index, Handle& handle) { stack[index] = reinterpret_cast<uintptr_t>(handle.release()); }
 
 // count (G,), mean and m2 (G, C).
 struct Grouped {
@@ -350,43 +349,43 @@ void step_backward(StableIValue* stack, uint64_t, uint64_t) {
 #define RULE "float momentum, bool debias, int nonfinite, Tensor(d!)? skipped"
 #define GIVEN_BACKWARD "Tensor? weight, Tensor? bias, Tensor? saved, "
 
+[[maybe_unused]] const bool known_to_torch = [] {
+  const Definitions define("evenorm");
+  define("moments(Tensor x, Tensor? mask, int[]? splits) -> (Tensor, Tensor, Tensor)");
+  define("forward_message(Tensor x, Tensor? mask) -> Tensor");
+  define("normalize(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING
+         ") -> Tensor");
+  define("train_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING
+         ") -> (Tensor, Tensor, Tensor, Tensor)");
+  define("backward_sums(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD SETTING
+         ") -> (Tensor, Tensor)");
+  define("backward_message(Tensor dy, Tensor x, Tensor batch, " GIVEN_BACKWARD SETTING ") -> Tensor");
+  define("input_gradient(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD SETTING
+         ", Tensor? offset, Tensor? slope, bool needs_residual) -> (Tensor, Tensor)");
+  define("train_backward(Tensor dy, Tensor x, Tensor count, Tensor mean, Tensor m2, " GIVEN_BACKWARD SETTING
+         ", bool needs_residual) -> (Tensor, Tensor, Tensor, Tensor)");
+  define("eval_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD
+         "Tensor? mask, float eps, int activation, float parameter, bool needs_sums, bool needs_residual) -> "
+         "(Tensor, Tensor, Tensor, Tensor)");
+  define("track_(" STATISTICS ", Tensor count, Tensor mean, Tensor m2, " RULE ") -> ()");
+  define("step_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING ", " STATISTICS ", " RULE
+         ", Tensor? messages) -> (Tensor, Tensor)");
+  define("step_backward(Tensor dy, Tensor x, Tensor batch, " GIVEN_BACKWARD SETTING
+         ", bool needs_residual, Tensor? messages, int own) -> (Tensor, Tensor, Tensor, Tensor)");
+  const Implementations implement("evenorm", "CPU");
+  implement("moments", &moments);
+  implement("forward_message", &forward_message);
+  implement("normalize", &normalize);
+  implement("train_forward", &train_forward);
+  implement("backward_sums", &backward_sums);
+  implement("backward_message", &backward_message);
+  implement("input_gradient", &input_gradient);
+  implement("train_backward", &train_backward);
+  implement("eval_backward", &eval_backward);
+  implement("track_", &track);
+  implement("step_forward", &step_forward);
+  implement("step_backward", &step_backward);
+  return true;
+}();
+
 }  // namespace
-
-STABLE_TORCH_LIBRARY(evenorm, library) {
-  library.def("moments(Tensor x, Tensor? mask, int[]? splits) -> (Tensor, Tensor, Tensor)");
-  library.def("forward_message(Tensor x, Tensor? mask) -> Tensor");
-  library.def("normalize(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING
-              ") -> Tensor");
-  library.def("train_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING
-              ") -> (Tensor, Tensor, Tensor, Tensor)");
-  library.def("backward_sums(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD SETTING
-              ") -> (Tensor, Tensor)");
-  library.def("backward_message(Tensor dy, Tensor x, Tensor batch, " GIVEN_BACKWARD SETTING ") -> Tensor");
-  library.def("input_gradient(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD SETTING
-              ", Tensor? offset, Tensor? slope, bool needs_residual) -> (Tensor, Tensor)");
-  library.def("train_backward(Tensor dy, Tensor x, Tensor count, Tensor mean, Tensor m2, " GIVEN_BACKWARD SETTING
-              ", bool needs_residual) -> (Tensor, Tensor, Tensor, Tensor)");
-  library.def("eval_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD
-              "Tensor? mask, float eps, int activation, float parameter, bool needs_sums, bool needs_residual) -> "
-              "(Tensor, Tensor, Tensor, Tensor)");
-  library.def("track_(" STATISTICS ", Tensor count, Tensor mean, Tensor m2, " RULE ") -> ()");
-  library.def("step_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING ", " STATISTICS ", " RULE
-              ", Tensor? messages) -> (Tensor, Tensor)");
-  library.def("step_backward(Tensor dy, Tensor x, Tensor batch, " GIVEN_BACKWARD SETTING
-              ", bool needs_residual, Tensor? messages, int own) -> (Tensor, Tensor, Tensor, Tensor)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(evenorm, CPU, library) {
-  library.impl("moments", &moments);
-  library.impl("forward_message", &forward_message);
-  library.impl("normalize", &normalize);
-  library.impl("train_forward", &train_forward);
-  library.impl("backward_sums", &backward_sums);
-  library.impl("backward_message", &backward_message);
-  library.impl("input_gradient", &input_gradient);
-  library.impl("train_backward", &train_backward);
-  library.impl("eval_backward", &eval_backward);
-  library.impl("track_", &track);
-  library.impl("step_forward", &step_forward);
-  library.impl("step_backward", &step_backward);
-}

@@ -4,22 +4,17 @@
 #include "recycle.h"
 #include "views.h"
 
-// Of torch 2.11 and newer; with 2.10 the symbol stays null.
-extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t,
-                                                                int32_t, int32_t, AtenTensorHandle*, int32_t, const uint8_t*, int64_t,
-                                                                void (*)(void*, void*), void*);
-
 namespace {
 
 Handle allocate(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t code) {
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, code, types().cpu, 0, &made));
+  DONE(aoti_torch_empty_strided(dim, sizes, strides, code, types().cpu, 0, &made));
   return Handle(made);
 }
 
 double* data_of(const Handle& handle) {
   void* data;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle.get(), &data));
+  DONE(aoti_torch_get_data_ptr(handle.get(), &data));
   return static_cast<double*>(data);
 }
 
@@ -40,7 +35,7 @@ Handle allocate_output(const View& x, const int64_t* strides, int64_t bytes) {
   if (block.data == nullptr) return allocate(x.dim, x.sizes, strides, x.code);
   const auto give_back = [](void* data, void* size) { Recycler::only().give(data, reinterpret_cast<uintptr_t>(size)); };
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(block.data, x.dim, x.sizes, strides, 0, x.code, types().cpu, -1, &made,
+  DONE(torch_from_blob(block.data, x.dim, x.sizes, strides, 0, x.code, types().cpu, -1, &made,
                                                 aoti_torch_layout_strided(), nullptr, 0, give_back,
                                                 reinterpret_cast<void*>(block.size)));
   return Handle(made);
@@ -70,7 +65,7 @@ struct Canonical {
 
 Handle copied(const View& from, const std::vector<int64_t>& strides) {
   Handle made = allocate(from.dim, from.sizes, strides.data(), from.code);
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(made.get(), from.handle.get(), 0));
+  DONE(aoti_torch_copy_(made.get(), from.handle.get(), 0));
   return made;
 }
 
@@ -125,7 +120,7 @@ View conformed_mask(View mask, const Canonical& like) {
 }
 
 void parallel(int64_t count, evenorm::Range range, void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, range, context));
+  DONE(torch_parallel_for(0, count, 1, range, context));
 }
 
 // What the operations share: x's geometry, the groups, the setting.
@@ -158,7 +153,7 @@ struct Call {
     task.mask = static_cast<const uint8_t*>(mask.data);
     task.parallel = parallel;
     uint32_t threads;
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
+    DONE(torch_get_num_threads(&threads));
     task.threads = int(threads);
   }
 

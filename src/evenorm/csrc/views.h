@@ -1,27 +1,16 @@
 // What the binding sees of torch: handles, tensors with their metadata read once, arguments on the stack. For binding.cpp alone.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
 #include <utility>
-#include <vector>
 
 #include "engine.h"
-
-#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // its name before torch 2.11
-#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
-#endif
+#include "torch_abi.h"
 
 namespace {
 
 using evenorm::Task;
 using evenorm::Type;
 using evenorm::Values;
-namespace stable = torch::stable::detail;
-
-#define CHECK(condition, ...) STD_TORCH_CHECK(condition, "evenorm: ", __VA_ARGS__)
 
 class Handle {
  public:
@@ -67,11 +56,11 @@ struct View {
   View() = default;
   explicit View(Handle given) : handle(std::move(given)) {
     int64_t *size, *stride;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle.get(), &dim));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle.get(), &size));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle.get(), &stride));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle.get(), &code));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle.get(), &data));
+    DONE(aoti_torch_get_dim(handle.get(), &dim));
+    DONE(aoti_torch_get_sizes(handle.get(), &size));
+    DONE(aoti_torch_get_strides(handle.get(), &stride));
+    DONE(aoti_torch_get_dtype(handle.get(), &code));
+    DONE(aoti_torch_get_data_ptr(handle.get(), &data));
     sizes = size;
     strides = stride;
   }
@@ -88,22 +77,22 @@ struct View {
   }
 };
 
-// The arguments on the stack, in order; whatever is not taken is freed nowhere, so take all of them.
+// The arguments of an operator, in order.
 class Arguments {
  public:
-  explicit Arguments(StableIValue* stack) : next_(stack) {}
-  View tensor() { return View(Handle(stable::to<AtenTensorHandle>(*next_++))); }
+  explicit Arguments(StableIValue* slots) : stack_(slots) {}
+  View tensor() { return View(Handle(stack_.tensor())); }
   View optional_tensor() {
-    const auto given = stable::to<std::optional<AtenTensorHandle>>(*next_++);
-    return given.has_value() ? View(Handle(*given)) : View();
+    Handle given(stack_.optional_tensor());
+    return given ? View(std::move(given)) : View();
   }
-  std::optional<std::vector<int64_t>> optional_ints() { return stable::to<std::optional<std::vector<int64_t>>>(*next_++); }
-  double number() { return stable::to<double>(*next_++); }
-  int64_t integer() { return stable::to<int64_t>(*next_++); }
-  bool flag() { return stable::to<bool>(*next_++); }
+  std::optional<std::vector<int64_t>> optional_ints() { return stack_.optional_ints(); }
+  double number() { return stack_.number(); }
+  int64_t integer() { return stack_.integer(); }
+  bool flag() { return stack_.flag(); }
 
  private:
-  StableIValue* next_;
+  Stack stack_;
 };
 
 // (C,) or (G, C), any float type, any strides.
