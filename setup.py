@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -68,21 +69,22 @@ class CannotBuildError(Exception):
     """Why there will be no engine, in a line that tells the user what to install."""
 
 
-def find_compiler() -> str:
-    """Return the C++ compiler."""
+def find_compiler() -> list[str]:
+    """Return the command of the C++ compiler; CXX may hold options, or a cache before the name."""
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    for name in wanted:
+    for command in wanted:
+        name, *options = shlex.split(command)
         found = shutil.which(name)
         if found and os.name == "posix":
-            return found
+            return [found, *options]
     raise CannotBuildError(
         f"no C++ compiler ({', '.join(wanted)}); install GCC 11 or Clang 14 or newer, then evenorm again"
     )
 
 
-def is_clang(compiler: str) -> bool:
+def is_clang(compiler: list[str]) -> bool:
     """Tell whether it is Clang, which macOS calls c++ and g++ too."""
-    return "clang" in subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    return "clang" in subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
 
 
 def run(command: list[str]) -> None:
@@ -94,15 +96,15 @@ def run(command: list[str]) -> None:
         raise CannotBuildError(f"the compiler failed: {first}")
 
 
-def stand_in(compiler: str, folder: Path) -> list[str]:
+def stand_in(compiler: list[str], folder: Path) -> list[str]:
     """Return how to link with torch's library, known by name alone: at run time it is the one already loaded."""
     empty = ["-x", "c++", os.devnull, "-o"]
     if sys.platform == "darwin":
         library = folder / "libtorch_cpu.dylib"
-        run([compiler, "-dynamiclib", "-install_name", f"@rpath/{library.name}", *empty, str(library)])
+        run([*compiler, "-dynamiclib", "-install_name", f"@rpath/{library.name}", *empty, str(library)])
         return [f"-L{folder}", "-ltorch_cpu", "-undefined", "dynamic_lookup"]
     library = folder / "libtorch_cpu.so"
-    run([compiler, "-shared", f"-Wl,-soname,{library.name}", *empty, str(library)])
+    run([*compiler, "-shared", f"-Wl,-soname,{library.name}", *empty, str(library)])
     return [f"-L{folder}", "-Wl,--no-as-needed", "-ltorch_cpu"]
 
 
@@ -122,7 +124,7 @@ def build_engine(target: Path, objects: Path) -> None:
     units["track"] = ["track.cpp"]
     units["binding"] = ["binding.cpp"]
     commands = [
-        [compiler, *flags, "-c", str(SOURCES / source), *extra, "-o", str(objects / f"{name}.o")]
+        [*compiler, *flags, "-c", str(SOURCES / source), *extra, "-o", str(objects / f"{name}.o")]
         for name, (source, *extra) in units.items()
     ]
     with ThreadPoolExecutor(2) as pool:
@@ -131,7 +133,7 @@ def build_engine(target: Path, objects: Path) -> None:
     link += ["-fsanitize=address,undefined"] if sanitize else ["-s"] * (sys.platform != "darwin")
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_suffix(".new")  # renamed when whole, since a running process may have the old one open
-    run([compiler, "-shared", *(str(objects / f"{name}.o") for name in units), *link, "-o", str(fresh)])
+    run([*compiler, "-shared", *(str(objects / f"{name}.o") for name in units), *link, "-o", str(fresh)])
     fresh.replace(target)
 
 

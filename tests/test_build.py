@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 COMPILER = """#!{python}
 import sys
-if sys.argv[1:] == ["--version"]:
+if "--version" in sys.argv:
     print({version!r})
     sys.exit()
 with open({asked!r}, "a") as asked:
@@ -30,12 +30,12 @@ open(sys.argv[sys.argv.index("-o") + 1], "w").close()
 def build(tmp_path, monkeypatch):
     """Build with a compiler of this version; returns the engine, and what the compiler was asked, call by call."""
 
-    def run(version, fails=False):
+    def run(version, fails=False, before=""):
         compiler, asked, engine = tmp_path / "c++", tmp_path / "asked", tmp_path / "evenorm/_engine.so"
         text = COMPILER.format(python=sys.executable, version=version, asked=str(asked), fails=fails)
         compiler.write_text(text)
         compiler.chmod(0o755)
-        monkeypatch.setenv("CXX", str(compiler))
+        monkeypatch.setenv("CXX", f"{before} {compiler} -DOURS".strip())
         monkeypatch.delenv("EVENORM_SANITIZE", raising=False)
         setup = runpy.run_path(str(ROOT / "setup.py"))
         try:
@@ -66,6 +66,12 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_no_engine(build):
     engine, reason = build("g++ (GCC) 13.2.0", fails=True)
     assert reason == "the compiler failed: kernels.cpp:1: error: too tired"
     assert not engine.exists()
+
+
+def test_the_compiler_may_have_options_and_a_cache_before_it(build):
+    engine, asked = build("g++ (GCC) 13.2.0", before="env")
+    assert engine.exists()
+    assert all(call.startswith("-DOURS ") for call in asked)
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler")
