@@ -185,6 +185,10 @@ template <class V, Gate gate, class E>
 template <class V>
 constexpr bool in_double = sizeof(lane_t<V>) == sizeof(double);
 
+// Written in half precision, whose own rounding is thousands of times that of a coefficient.
+template <class E>
+constexpr bool is_half = sizeof(E) < sizeof(float);
+
 // Returns whether rounding in float may have given some z beside a residual the wrong sign (math.md, eq. 24).
 template <class V, class E, bool wide, bool residual>
 bool normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, bool relu, const Coefficients& k) {
@@ -201,6 +205,7 @@ bool normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, bool relu,
     const U x = load<U>(xs.row<E>(r) + i);
     U z;
     if constexpr (in_double<U>) z = (x - held.mean) * held.scale + held.bias;
+    else if constexpr (is_half<E>) z = x * held.scale + held.bias;
     else z = x * held.scale + (finite(x) * held.scale_rest + held.bias);  // an infinite x has no rest
     if constexpr (residual) {
       const U added = load<U>(residuals.row<E>(r) + i);
@@ -214,9 +219,9 @@ bool normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, bool relu,
 }
 
 // value * (factor + rest) + term: in float the factor's own rounding would cost half as much again as the arithmetic does.
-template <class V>
+template <class E, class V>
 [[gnu::always_inline]] inline V product(V value, V factor, V rest, V term) {
-  if constexpr (in_double<V>) return value * factor + term;
+  if constexpr (in_double<V> || is_half<E>) return value * factor + term;
   return value * factor + (value * rest + term);
 }
 
@@ -238,8 +243,8 @@ void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Run
     const U g = extent.if_valid(r, i, passed);
     if (residual) put(g, dresiduals.row<E>(r) + i, extent.stream);
     U inner = g;
-    if (centred) inner = g - product(load<U>(x) - held.mean, held.slope, held.slope_rest, held.offset);
-    put(extent.if_valid(r, i, product(inner, held.scale, held.scale_rest, U{})), dxs.row<E>(r) + i, extent.stream);
+    if (centred) inner = g - product<E>(load<U>(x) - held.mean, held.slope, held.slope_rest, held.offset);
+    put(extent.if_valid(r, i, product<E>(inner, held.scale, held.scale_rest, U{})), dxs.row<E>(r) + i, extent.stream);
   };
   for_each_vector<V, E, wide>(extent, k, fetch, body);
 }
