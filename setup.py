@@ -6,11 +6,8 @@ serves every CPython and every torch from 2.10 on. PyTorch itself need not be th
 Environment:
     CXX                  the compiler; else c++, g++ or clang++
     EVENORM_ENGINE=off   build no engine
-    EVENORM_SANITIZE=1   build the engine with AddressSanitizer and UBSan. To run the tests with it:
-        EVENORM_SANITIZE=1 python setup.py build_ext --inplace
-        LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libstdc++.so)" \
-            ASAN_OPTIONS=detect_leaks=0 EVENORM_RECYCLE=off python -m pytest tests/test_cpu_engine.py
-        (recycled memory is not malloc's, so no sanitizer would see who leaves it)
+    EVENORM_SANITIZE=1   build the engine with AddressSanitizer and UBSan; `make test-sanitize` does, and runs it
+                         with EVENORM_RECYCLE=off: of memory that is not malloc's no sanitizer sees who leaves it
 """
 
 from __future__ import annotations
@@ -52,7 +49,7 @@ SANITIZED = [
     "-g",
     "-fno-omit-frame-pointer",
     "-ffp-contract=fast",
-    "-fexpensive-optimizations",  # which fuse products and sums, as the engine that is tested otherwise does
+    "-fexpensive-optimizations",  # which fuse most products and sums, as the engine that is tested otherwise does
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=undefined",
 ]
@@ -71,7 +68,8 @@ class CannotBuildError(Exception):
 
 def find_compiler() -> list[str]:
     """Return the command of the C++ compiler; CXX may hold options, or a cache before the name."""
-    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    own = os.environ.get("CXX", "").strip()
+    wanted = [own] if own else ["c++", "g++", "clang++"]
     for command in wanted:
         name, *options = shlex.split(command)
         found = shutil.which(name)

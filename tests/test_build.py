@@ -81,7 +81,7 @@ def test_what_we_declare_of_torch_is_what_torch_declares(wrong, tmp_path):
     include = Path(torch.__file__).parent / "include"
     both = tmp_path / "both.cpp"
     both.write_text(
-        "#define USE_CUDA 0\n#include <torch/csrc/stable/c/shim.h>\n"
+        "#include <torch/csrc/stable/c/shim.h>\n"
         f'#include "{ROOT}/src/evenorm/csrc/torch_abi.h"\n'
         + ('extern "C" AOTITorchError torch_get_num_threads(int64_t*);\n' if wrong else "")
     )

@@ -202,7 +202,7 @@ def train_step(
     mask: Maybe,
     eps: float,
     activation: str | nn.Module | None,
-    update: cpu.Update = cpu.NO_UPDATE,
+    update: cpu.Update,
     among: Workers | None = None,
 ) -> Tensor | None:
     """Do `train` and the update of the running statistics in one call of the CPU engine; None where it cannot.

@@ -350,41 +350,37 @@ void step_backward(StableIValue* stack, uint64_t, uint64_t) {
 #define GIVEN_BACKWARD "Tensor? weight, Tensor? bias, Tensor? saved, "
 
 [[maybe_unused]] const bool known_to_torch = [] {
-  const Definitions define("evenorm");
-  define("moments(Tensor x, Tensor? mask, int[]? splits) -> (Tensor, Tensor, Tensor)");
-  define("forward_message(Tensor x, Tensor? mask) -> Tensor");
-  define("normalize(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING
-         ") -> Tensor");
-  define("train_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING
-         ") -> (Tensor, Tensor, Tensor, Tensor)");
-  define("backward_sums(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD SETTING
-         ") -> (Tensor, Tensor)");
-  define("backward_message(Tensor dy, Tensor x, Tensor batch, " GIVEN_BACKWARD SETTING ") -> Tensor");
-  define("input_gradient(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD SETTING
-         ", Tensor? offset, Tensor? slope, bool needs_residual) -> (Tensor, Tensor)");
-  define("train_backward(Tensor dy, Tensor x, Tensor count, Tensor mean, Tensor m2, " GIVEN_BACKWARD SETTING
-         ", bool needs_residual) -> (Tensor, Tensor, Tensor, Tensor)");
-  define("eval_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD
-         "Tensor? mask, float eps, int activation, float parameter, bool needs_sums, bool needs_residual) -> "
-         "(Tensor, Tensor, Tensor, Tensor)");
-  define("track_(" STATISTICS ", Tensor count, Tensor mean, Tensor m2, " RULE ") -> ()");
-  define("step_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING ", " STATISTICS ", " RULE
-         ", Tensor? messages) -> (Tensor, Tensor)");
-  define("step_backward(Tensor dy, Tensor x, Tensor batch, " GIVEN_BACKWARD SETTING
-         ", bool needs_residual, Tensor? messages, int own) -> (Tensor, Tensor, Tensor, Tensor)");
-  const Implementations implement("evenorm", "CPU");
-  implement("moments", &moments);
-  implement("forward_message", &forward_message);
-  implement("normalize", &normalize);
-  implement("train_forward", &train_forward);
-  implement("backward_sums", &backward_sums);
-  implement("backward_message", &backward_message);
-  implement("input_gradient", &input_gradient);
-  implement("train_backward", &train_backward);
-  implement("eval_backward", &eval_backward);
-  implement("track_", &track);
-  implement("step_forward", &step_forward);
-  implement("step_backward", &step_backward);
+  const Operators operators("evenorm", "CPU");
+  operators.add("moments(Tensor x, Tensor? mask, int[]? splits) -> (Tensor, Tensor, Tensor)", &moments);
+  operators.add("forward_message(Tensor x, Tensor? mask) -> Tensor", &forward_message);
+  operators.add("normalize(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING
+                ") -> Tensor",
+                &normalize);
+  operators.add("train_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING
+                ") -> (Tensor, Tensor, Tensor, Tensor)",
+                &train_forward);
+  operators.add("backward_sums(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD SETTING
+                ") -> (Tensor, Tensor)",
+                &backward_sums);
+  operators.add("backward_message(Tensor dy, Tensor x, Tensor batch, " GIVEN_BACKWARD SETTING ") -> Tensor",
+                &backward_message);
+  operators.add("input_gradient(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD SETTING
+                ", Tensor? offset, Tensor? slope, bool needs_residual) -> (Tensor, Tensor)",
+                &input_gradient);
+  operators.add("train_backward(Tensor dy, Tensor x, Tensor count, Tensor mean, Tensor m2, " GIVEN_BACKWARD SETTING
+                ", bool needs_residual) -> (Tensor, Tensor, Tensor, Tensor)",
+                &train_backward);
+  operators.add("eval_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, " GIVEN_BACKWARD
+                "Tensor? mask, float eps, int activation, float parameter, bool needs_sums, bool needs_residual) -> "
+                "(Tensor, Tensor, Tensor, Tensor)",
+                &eval_backward);
+  operators.add("track_(" STATISTICS ", Tensor count, Tensor mean, Tensor m2, " RULE ") -> ()", &track);
+  operators.add("step_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, " SETTING ", " STATISTICS ", " RULE
+                ", Tensor? messages) -> (Tensor, Tensor)",
+                &step_forward);
+  operators.add("step_backward(Tensor dy, Tensor x, Tensor batch, " GIVEN_BACKWARD SETTING
+                ", bool needs_residual, Tensor? messages, int own) -> (Tensor, Tensor, Tensor, Tensor)",
+                &step_backward);
   return true;
 }();
 

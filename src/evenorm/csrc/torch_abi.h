@@ -5,13 +5,12 @@
 // compiler compare them with the headers of the torch at hand. For the binding alone.
 #pragma once
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
+#include <cstring>
 #include <sstream>
 #include <stdexcept>
-#include <vector>
+#include <string>
 
 extern "C" {
 
@@ -77,69 +76,23 @@ template <class... Part>
 // Of a call into torch. What went wrong there torch tells by a line of its own on stderr.
 #define DONE(call) CHECK((call) == 0, "torch refused ", #call)
 
-// The arguments of an operator, in order, off torch's stack, whose slots are 64 bits: a number, a handle that now is ours, a pointer to
-// a slot where the argument may be missing. Whatever is not taken is freed nowhere, so take all of them.
-class Stack {
+// Operators become known to torch when the library is loaded; the handles live as long as the process.
+class Operators {
  public:
-  explicit Stack(StableIValue* slots) : next_(slots) {}
-
-  AtenTensorHandle tensor() { return pointer<AtenTensorHandle>(take()); }
-  AtenTensorHandle optional_tensor() {
-    const auto given = optional();
-    return given ? pointer<AtenTensorHandle>(*given) : nullptr;
+  Operators(const char* name, const char* key) {
+    DONE(aoti_torch_library_init_def(name, __FILE__, __LINE__, &definitions_));
+    DONE(aoti_torch_library_init_impl(name, key, __FILE__, __LINE__, &implementations_));
   }
-  double number() { return std::bit_cast<double>(take()); }
-  int64_t integer() { return std::bit_cast<int64_t>(take()); }
-  bool flag() { return take() != 0; }
 
-  std::optional<std::vector<int64_t>> optional_ints() {
-    const auto given = optional();
-    if (!given) return std::nullopt;
-    const auto list = pointer<StableListHandle>(*given);
-    size_t size;
-    DONE(torch_list_size(list, &size));
-    std::vector<int64_t> numbers(size);
-    for (size_t i = 0; i < size; ++i) {
-      StableIValue slot;
-      DONE(torch_list_get_item(list, i, &slot));
-      numbers[i] = std::bit_cast<int64_t>(slot);
-    }
-    DONE(torch_delete_list(list));
-    return numbers;
+  void add(const char* schema, void (*operation)(StableIValue*, uint64_t, uint64_t)) const {
+    constexpr uint64_t torch_2_10 = uint64_t(2) << 56 | uint64_t(10) << 48;
+    const std::string name(schema, std::strchr(schema, '('));
+    DONE(aoti_torch_library_def(definitions_, schema));
+    DONE(torch_library_impl(implementations_, name.c_str(), operation, torch_2_10));
   }
 
  private:
-  template <class Handle>
-  static Handle pointer(StableIValue slot) {
-    return reinterpret_cast<Handle>(static_cast<uintptr_t>(slot));
-  }
-  StableIValue take() { return *next_++; }
-  std::optional<StableIValue> optional() {
-    auto* const slot = pointer<StableIValue*>(take());
-    if (slot == nullptr) return std::nullopt;
-    const StableIValue held = *slot;
-    delete slot;
-    return held;
-  }
-
-  StableIValue* next_;
-};
-
-// Operators become known to torch when the library is loaded; the handles live as long as the process.
-constexpr uint64_t torch_2_10 = uint64_t(2) << 56 | uint64_t(10) << 48;
-
-struct Definitions {
-  TorchLibraryHandle library;
-  explicit Definitions(const char* name) { DONE(aoti_torch_library_init_def(name, __FILE__, __LINE__, &library)); }
-  void operator()(const char* schema) const { DONE(aoti_torch_library_def(library, schema)); }
-};
-
-struct Implementations {
-  TorchLibraryHandle library;
-  Implementations(const char* name, const char* key) { DONE(aoti_torch_library_init_impl(name, key, __FILE__, __LINE__, &library)); }
-  void operator()(const char* name, void (*operation)(StableIValue*, uint64_t, uint64_t)) const {
-    DONE(torch_library_impl(library, name, operation, torch_2_10));
-  }
+  TorchLibraryHandle definitions_, implementations_;
 };
 
 }  // namespace

@@ -1,7 +1,10 @@
 // What the binding sees of torch: handles, tensors with their metadata read once, arguments on the stack. For binding.cpp alone.
 #pragma once
 
+#include <bit>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "engine.h"
 #include "torch_abi.h"
@@ -77,22 +80,51 @@ struct View {
   }
 };
 
-// The arguments of an operator, in order.
+// The arguments of an operator, in order, off torch's stack, whose slots are 64 bits: a number, a handle that now is ours, a pointer to
+// a slot where the argument may be missing. Whatever is not taken is freed nowhere, so take all of them.
 class Arguments {
  public:
-  explicit Arguments(StableIValue* slots) : stack_(slots) {}
-  View tensor() { return View(Handle(stack_.tensor())); }
+  explicit Arguments(StableIValue* slots) : next_(slots) {}
+
+  View tensor() { return View(Handle(pointer<AtenTensorHandle>(*next_++))); }
   View optional_tensor() {
-    Handle given(stack_.optional_tensor());
-    return given ? View(std::move(given)) : View();
+    const auto given = optional();
+    return given ? View(Handle(pointer<AtenTensorHandle>(*given))) : View();
   }
-  std::optional<std::vector<int64_t>> optional_ints() { return stack_.optional_ints(); }
-  double number() { return stack_.number(); }
-  int64_t integer() { return stack_.integer(); }
-  bool flag() { return stack_.flag(); }
+  double number() { return std::bit_cast<double>(*next_++); }
+  int64_t integer() { return std::bit_cast<int64_t>(*next_++); }
+  bool flag() { return *next_++ != 0; }
+
+  std::optional<std::vector<int64_t>> optional_ints() {
+    const auto given = optional();
+    if (!given) return std::nullopt;
+    const auto list = pointer<StableListHandle>(*given);
+    size_t size;
+    DONE(torch_list_size(list, &size));
+    std::vector<int64_t> numbers(size);
+    for (size_t i = 0; i < size; ++i) {
+      StableIValue slot;
+      DONE(torch_list_get_item(list, i, &slot));
+      numbers[i] = std::bit_cast<int64_t>(slot);
+    }
+    DONE(torch_delete_list(list));
+    return numbers;
+  }
 
  private:
-  Stack stack_;
+  template <class To>
+  static To pointer(StableIValue slot) {
+    return reinterpret_cast<To>(static_cast<uintptr_t>(slot));
+  }
+  std::optional<StableIValue> optional() {
+    auto* const slot = pointer<StableIValue*>(*next_++);
+    if (slot == nullptr) return std::nullopt;
+    const StableIValue held = *slot;
+    delete slot;
+    return held;
+  }
+
+  StableIValue* next_;
 };
 
 // (C,) or (G, C), any float type, any strides.

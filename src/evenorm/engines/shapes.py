@@ -66,6 +66,13 @@ def for_parameter(x: Tensor, parameter: Maybe, needed: bool = True) -> Tensor:
     return x.new_empty(x.shape[1] if needed else 0, dtype=dtype)
 
 
+def _gradients(
+    x: Tensor, weight: Maybe, bias: Maybe, needs_residual: bool, needs_sums: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dweight, dbias = (for_parameter(x, of, needs_sums) for of in (weight, bias))
+    return _like(x), dweight, dbias, _like(x) if needs_residual else x.new_empty(0)
+
+
 def _fake_train_backward(
     dy: Tensor,
     x: Tensor,
@@ -82,8 +89,7 @@ def _fake_train_backward(
     parameter: float,
     needs_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dresidual = _like(x) if needs_residual else x.new_empty(0)
-    return _like(x), for_parameter(x, weight), for_parameter(x, bias), dresidual
+    return _gradients(x, weight, bias, needs_residual)
 
 
 def _fake_eval_backward(
@@ -101,8 +107,7 @@ def _fake_eval_backward(
     needs_sums: bool,
     needs_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dweight, dbias = (for_parameter(x, of, needs_sums) for of in (weight, bias))
-    return _like(x), dweight, dbias, _like(x) if needs_residual else x.new_empty(0)
+    return _gradients(x, weight, bias, needs_residual, needs_sums)
 
 
 def _fake_track(
@@ -125,11 +130,22 @@ def _packed(x: Tensor) -> Tensor:
 
 
 def _fake_step_backward(
-    dy: Tensor, x: Tensor, batch: Tensor, weight: Maybe, bias: Maybe, *given: Any
+    dy: Tensor,
+    x: Tensor,
+    batch: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    saved: Maybe,
+    mask: Maybe,
+    splits: Sequence[int] | None,
+    eps: float,
+    activation: int,
+    parameter: float,
+    needs_residual: bool,
+    messages: Maybe,
+    own: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    needs_residual = given[-3]
-    dresidual = _like(x) if needs_residual else x.new_empty(0)
-    return _like(x), for_parameter(x, weight), for_parameter(x, bias), dresidual
+    return _gradients(x, weight, bias, needs_residual)
 
 
 SHAPES: dict[str, Callable[..., object]] = {
