@@ -91,9 +91,9 @@ struct Extent {
   const uint8_t* valid = nullptr;  // whether an element counts; null: all do
   int64_t valid_stride = 0;        // from run to run
 
-  template <class V>
+  template <bool plain, class V>
   [[gnu::always_inline]] V if_valid(int64_t r, int64_t i, V value) const {
-    return valid == nullptr ? value : chosen(valid + r * valid_stride + i, value, V{});
+    return plain || valid == nullptr ? value : chosen(valid + r * valid_stride + i, value, V{});
   }
 };
 
@@ -125,7 +125,8 @@ template <class All, class E, bool wide, class Before, class Body>
                                                    const Body& body) {
   constexpr int64_t together = wide ? 4 : 1, count = Parts<All>::count;
   const Held<All> all = hold<All, false>(k, 0);
-  const auto some_rows = [&](int64_t first, auto rows) __attribute__((always_inline)) {
+  const auto some_rows = [&](int64_t first, int64_t many) __attribute__((always_inline)) {
+    const int64_t rows = wide ? many : 1;
     if constexpr (!wide) before(first);
     const auto column = [&]<class V>(V, int64_t i) __attribute__((always_inline)) {
       Held<V> held;
@@ -134,7 +135,7 @@ template <class All, class E, bool wide, class Before, class Body>
       } else {
         held = first_lane<V>(all);
       }
-      for (int64_t r = 0; r < rows(); ++r) body(V{}, first + r, i, held);
+      for (int64_t r = 0; r < rows; ++r) body(V{}, first + r, i, held);
     };
     int64_t i = 0;
     if constexpr (!wide) {
@@ -145,7 +146,7 @@ template <class All, class E, bool wide, class Before, class Body>
     } else if constexpr (side_by_side<All, E> == 2) {
       for (; i + 2 * count <= extent.width; i += 2 * count) {
         const Held<All> left = hold<All, true>(k, i), right = hold<All, true>(k, i + count);
-        for (int64_t r = 0; r < rows(); ++r) {
+        for (int64_t r = 0; r < rows; ++r) {
           body(All{}, first + r, i, left);
           body(All{}, first + r, i + count, right);
         }
@@ -156,9 +157,7 @@ template <class All, class E, bool wide, class Before, class Body>
     if (i < extent.width && again) return column(All{}, extent.width - count);
     for (; i < extent.width; ++i) column(lane_t<All>{}, i);
   };
-  int64_t r = 0;
-  for (; r + together <= extent.rows; r += together) some_rows(r, [] { return together; });
-  for (; r < extent.rows; ++r) some_rows(r, [] { return int64_t(1); });
+  for (int64_t r = 0; r < extent.rows; r += together) some_rows(r, extent.rows - r < together ? extent.rows - r : together);
 }
 
 enum class Gate { none, input, output };  // the ReLU's gate: none, the sign of z told by x, the sign of the saved y
@@ -189,9 +188,12 @@ constexpr bool in_double = sizeof(lane_t<V>) == sizeof(double);
 template <class E>
 constexpr bool is_half = sizeof(E) < sizeof(float);
 
+// A block is `plain` where all of its elements count and nothing but its y, or its centred dx, or its sums, is written: its loops ask
+// nothing of that, where the question costs as much as the arithmetic.
+
 // Returns whether rounding in float may have given some z beside a residual the wrong sign (math.md, eq. 24).
-template <class V, class E, bool wide, bool residual>
-bool normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, bool relu, const Coefficients& k) {
+template <class V, class E, bool wide, bool residual, bool plain>
+[[gnu::noinline]] bool normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, bool relu, const Coefficients& k) {
   constexpr bool doubts = residual && sizeof(E) == sizeof(float) && !in_double<V>;
   Flags doubtful;
   const auto fetch = [&](int64_t r) {
@@ -212,7 +214,7 @@ bool normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, bool relu,
       z += added;
       if constexpr (doubts) doubtful.note(size_of(z) <= 0x1p-22f * (size_of(added) + size_of(held.bias)));
     }
-    put(extent.if_valid(r, i, relu ? positive_part(z) : z), ys.row<E>(r) + i, extent.stream);
+    put(extent.if_valid<plain>(r, i, relu ? positive_part(z) : z), ys.row<E>(r) + i, extent.stream);
   };
   for_each_vector<V, E, wide>(extent, k, fetch, body);
   return doubts && doubtful.any();
@@ -225,9 +227,9 @@ template <class E, class V>
   return value * factor + (value * rest + term);
 }
 
-template <class V, class E, bool wide, Gate gate>
-void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Runs dresiduals, bool centred, const Coefficients& k) {
-  const bool residual = dresiduals.data != nullptr;
+template <class V, class E, bool wide, Gate gate, bool plain>
+[[gnu::noinline]] void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Runs dresiduals, bool centred, const Coefficients& k) {
+  const bool residual = !plain && dresiduals.data != nullptr;
   const auto fetch = [&](int64_t r) {
     if (extent.stream) return;
     fetch_ahead(dxs.row<E>(r), extent);
@@ -240,11 +242,11 @@ void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Run
       if constexpr (gate == Gate::output) fetch_beyond(extent, saved);
     }
     const U passed = gated<U, gate>(dy, x, saved, held);
-    const U g = extent.if_valid(r, i, passed);
+    const U g = extent.if_valid<plain>(r, i, passed);
     if (residual) put(g, dresiduals.row<E>(r) + i, extent.stream);
     U inner = g;
-    if (centred) inner = g - product<E>(load<U>(x) - held.mean, held.slope, held.slope_rest, held.offset);
-    put(extent.if_valid(r, i, product<E>(inner, held.scale, held.scale_rest, U{})), dxs.row<E>(r) + i, extent.stream);
+    if (plain || centred) inner = g - product<E>(load<U>(x) - held.mean, held.slope, held.slope_rest, held.offset);
+    put(extent.if_valid<plain>(r, i, product<E>(inner, held.scale, held.scale_rest, U{})), dxs.row<E>(r) + i, extent.stream);
   };
   for_each_vector<V, E, wide>(extent, k, fetch, body);
 }
@@ -256,30 +258,30 @@ struct Pair {
   V u, v;
 };
 
-template <class E>
+template <class E, bool plain>
 struct MomentTerms {
-  const Extent& extent;
+  Extent extent;
   Runs xs;
   template <class V>
   [[gnu::always_inline]] Pair<V> at(int64_t r, int64_t i, const Held<V>& k) const {
-    const V d = extent.if_valid(r, i, load<V>(xs.row<E>(r) + i) - k.mean);
+    const V d = extent.if_valid<plain>(r, i, load<V>(xs.row<E>(r) + i) - k.mean);
     return {d, d};
   }
   void fetch(int64_t r) const { fetch_ahead(xs.row<E>(r), extent); }
   [[gnu::always_inline]] void fetch(int64_t r, int64_t i) const { fetch_beyond(extent, xs.row<E>(r) + i); }
 };
 
-template <Gate gate, class E>
+template <Gate gate, class E, bool plain>
 struct GradientTerms {
-  const Extent& extent;
+  Extent extent;
   Runs dys, xs, saveds, kept;  // kept: where g is put, if anywhere
   template <class V>
   [[gnu::always_inline]] Pair<V> at(int64_t r, int64_t i, const Held<V>& k) const {
     const E* x = xs.row<E>(r) + i;
     const V passed = gated<V, gate>(dys.row<E>(r) + i, x, gate == Gate::output ? saveds.row<E>(r) + i : nullptr, k);
-    const V g = extent.if_valid(r, i, passed);
-    if (kept.data != nullptr) put(g, kept.row<E>(r) + i, extent.stream);
-    return {g, extent.if_valid(r, i, load<V>(x) - k.mean)};
+    const V g = extent.if_valid<plain>(r, i, passed);
+    if (!plain && kept.data != nullptr) put(g, kept.row<E>(r) + i, extent.stream);
+    return {g, extent.if_valid<plain>(r, i, load<V>(x) - k.mean)};
   }
   [[gnu::always_inline]] void fetch(int64_t r, int64_t i) const {
     fetch_beyond(extent, xs.row<E>(r) + i, dys.row<E>(r) + i);
@@ -295,8 +297,8 @@ struct GradientTerms {
 // Narrow: four accumulators of each sum hide the latency of the adder (4 cycles, 2 ports). Those in float take a few terms each
 // before they are emptied into double, so that their rounding stays below that of the terms.
 template <class V, class Terms>
-void narrow_sums(const Terms& terms, const Coefficients& k, double* u_sum, double* uv_sum) {
-  const Extent& extent = terms.extent;
+[[gnu::noinline]] void narrow_sums(Terms terms, const Coefficients& k, double* u_sum, double* uv_sum) {
+  const Extent extent = terms.extent;
   constexpr int64_t count = Parts<V>::count;
   constexpr int few = sizeof(lane_t<V>) == sizeof(float) ? 8 : 1 << 30;
   const auto held = hold<V, false>(k, 0);
@@ -354,8 +356,8 @@ using Count = std::integral_constant<int, count>;
 
 // Wide: a vector of channels stays in registers over some rows, so that the sums are not read and written for every row.
 template <class V, class E, class Terms>
-void wide_sums(const Terms& terms, const Coefficients& k, double* u_sum, double* uv_sum) {
-  const Extent& extent = terms.extent;
+[[gnu::noinline]] void wide_sums(Terms terms, const Coefficients& k, double* u_sum, double* uv_sum) {
+  const Extent extent = terms.extent;
   constexpr int64_t together = summed_together, count = Parts<V>::count;
   for (int64_t first = 0; first < extent.rows; first += together) {
     const int64_t last = first + together < extent.rows ? first + together : extent.rows;

@@ -134,8 +134,10 @@ struct Work {
         const Tiles tiles = stage.tiles(block);
         with_types(stage.direct, doubles, [&]<class V, class E>(Types<V, E>) {
           for (int t = 0; t < tiles.count; ++t) {
-            const MomentTerms<E> terms{tiles.tile[t].extent, seen<E>(x, tiles.tile[t])};
-            plan.rows ? wide_sums<V, E>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
+            with_plain<E>(task.mask == nullptr, [&](auto plain) {
+              const MomentTerms<E, plain()> terms{tiles.tile[t].extent, seen<E>(x, tiles.tile[t])};
+              plan.rows ? wide_sums<V, E>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
+            });
           }
         });
       });
@@ -185,6 +187,14 @@ struct Work {
     flag ? work(std::true_type{}) : work(std::false_type{});
   }
 
+  // Half precision and double have no loops of their own for plain blocks, or it would take long to compile.
+  template <class E, class F>
+  static void with_plain(bool flag, F&& work) {
+    if constexpr (std::is_same_v<E, float>)
+      if (flag) return work(std::true_type{});
+    work(std::false_type{});
+  }
+
   // Returns whether some sign is in doubt; see `normalize_block`.
   bool normalize_any(const Tiles& tiles, Runs x, Runs residual, Runs y, const Coefficients& k, bool relu, bool direct,
                      bool doubles) {
@@ -192,11 +202,13 @@ struct Work {
     with_types(direct, doubles, [&]<class V, class E>(Types<V, E>) {
       with_flag(plan.rows, [&](auto wide) {
         with_flag(residual.data != nullptr, [&](auto with_residual) {
-          for (int t = 0; t < tiles.count; ++t) {
-            const Tile& tile = tiles.tile[t];
-            doubtful |= normalize_block<V, E, wide(), with_residual()>(tile.extent, seen<E>(x, tile), seen<E>(residual, tile),
-                                                                     seen<E>(y, tile), relu, k);
-          }
+          with_plain<E>(task.mask == nullptr, [&](auto plain) {
+            for (int t = 0; t < tiles.count; ++t) {
+              const Tile& tile = tiles.tile[t];
+              doubtful |= normalize_block<V, E, wide(), with_residual(), plain()>(
+                  tile.extent, seen<E>(x, tile), seen<E>(residual, tile), seen<E>(y, tile), relu, k);
+            }
+          });
         });
       });
     });
@@ -303,12 +315,14 @@ struct Work {
         const Tiles tiles = stage.tiles(block);
         with_types(stage.direct, doubles, [&]<class V, class E>(Types<V, E>) {
           with_gate(given.gate, [&](auto gate) {
-            for (int t = 0; t < tiles.count; ++t) {
-              const Tile& tile = tiles.tile[t];
-              const GradientTerms<gate(), E> terms{tile.extent, seen<E>(given.g, tile), seen<E>(given.x, tile),
-                                                   seen<E>(given.saved, tile), seen<E>(curved ? Runs{} : place, tile)};
-              plan.rows ? wide_sums<V, E>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
-            }
+            with_plain<E>(task.mask == nullptr && (curved || place.data == nullptr), [&](auto plain) {
+              for (int t = 0; t < tiles.count; ++t) {
+                const Tile& tile = tiles.tile[t];
+                const GradientTerms<gate(), E, plain()> terms{tile.extent, seen<E>(given.g, tile), seen<E>(given.x, tile),
+                                                              seen<E>(given.saved, tile), seen<E>(curved ? Runs{} : place, tile)};
+                plan.rows ? wide_sums<V, E>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
+              }
+            });
           });
         });
         if (kept != nullptr) stage.finish_output(kept, block, 4);
@@ -359,11 +373,14 @@ struct Work {
     with_types(direct, doubles, [&]<class V, class E>(Types<V, E>) {
       with_flag(plan.rows, [&](auto wide) {
         with_gate(given.gate, [&](auto gate) {
-          for (int t = 0; t < tiles.count; ++t) {
-            const Tile& tile = tiles.tile[t];
-            gradient_block<V, E, wide(), gate()>(tile.extent, seen<E>(given.g, tile), seen<E>(given.x, tile),
-                                               seen<E>(given.saved, tile), seen<E>(dx, tile), seen<E>(dresidual, tile), centred, k);
-          }
+          with_plain<E>(task.mask == nullptr && centred && dresidual.data == nullptr, [&](auto plain) {
+            for (int t = 0; t < tiles.count; ++t) {
+              const Tile& tile = tiles.tile[t];
+              gradient_block<V, E, wide(), gate(), plain()>(tile.extent, seen<E>(given.g, tile), seen<E>(given.x, tile),
+                                                            seen<E>(given.saved, tile), seen<E>(dx, tile), seen<E>(dresidual, tile),
+                                                            centred, k);
+            }
+          });
         });
       });
     });
