@@ -86,8 +86,9 @@ struct Runs {
 
 struct Extent {
   int64_t rows, width;
-  int64_t ahead = 0;    // from each narrow run or wide vector to what is fetched meanwhile; 0: nothing
+  int64_t ahead = 0;    // from each vector to what is fetched meanwhile; 0: nothing
   bool stream = false;  // write past the caches; all runs begin and end on a cache line then
+  bool apart = false;   // its rows are parts of longer ones
   const uint8_t* valid = nullptr;  // whether an element counts; null: all do
   int64_t valid_stride = 0;        // from run to run
 
@@ -97,19 +98,18 @@ struct Extent {
   }
 };
 
-// Short runs far apart are over before the processor sees a pattern to fetch ahead by.
-template <class E>
-[[gnu::always_inline]] inline void fetch_ahead(const E* run, const Extent& extent) {
-  if (extent.ahead == 0) return;
-  const char* from = reinterpret_cast<const char*>(run + extent.ahead);
-  for (int64_t at = 0; at < extent.width * int64_t(sizeof(E)); at += 64) __builtin_prefetch(from + at);
+// What is read next, into the level 2 cache: the processor fetches little ahead by itself of runs that are a few KB long and far
+// apart, and of the many runs that a wide block is to it; and beside the rows in use the level 1 cache has no room.
+template <class... E>
+[[gnu::always_inline]] inline void fetch_beyond(int64_t ahead, const E*... at) {
+  if (ahead != 0) (__builtin_prefetch(at + ahead, 0, 2), ...);
 }
 
-// Wide blocks are many runs to the processor, of which it fetches none ahead by itself. Into the level 2 cache: beside the rows in use
-// the level 1 cache has no room.
-template <class... E>
-[[gnu::always_inline]] inline void fetch_beyond(const Extent& extent, const E*... at) {
-  if (extent.ahead != 0) (__builtin_prefetch(at + extent.ahead, 0, 2), ...);
+// A whole run, all at once: while short ones are gathered there is nothing to compute.
+template <class E>
+[[gnu::always_inline]] inline void fetch_run(const E* run, int64_t width) {
+  const char* from = reinterpret_cast<const char*>(run);
+  for (int64_t at = 0; at < width * int64_t(sizeof(E)); at += 64) __builtin_prefetch(from + at);
 }
 
 // Vectors of V that are computed together: where E is narrow they share a cache line, which is not found there any more after some
@@ -119,15 +119,12 @@ constexpr int side_by_side = Parts<V>::count * sizeof(E) < 64 ? 2 : 1;
 
 // body(V, r, i, held) for each element of the block, V the vector or, at the end of a run, its lane. Of wide blocks some rows are
 // done together, so that a coefficient is loaded once for all of them; of narrow ones it stays in its register throughout.
-// before(r) comes first in each narrow run.
-template <class All, class E, bool wide, class Before, class Body>
-[[gnu::always_inline]] inline void for_each_vector(Extent extent, const Coefficients& k, const Before& before,
-                                                   const Body& body) {
+template <class All, class E, bool wide, class Body>
+[[gnu::always_inline]] inline void for_each_vector(Extent extent, const Coefficients& k, const Body& body) {
   constexpr int64_t together = wide ? 4 : 1, count = Parts<All>::count;
   const Held<All> all = hold<All, false>(k, 0);
   const auto some_rows = [&](int64_t first, int64_t many) __attribute__((always_inline)) {
     const int64_t rows = wide ? many : 1;
-    if constexpr (!wide) before(first);
     const auto column = [&]<class V>(V, int64_t i) __attribute__((always_inline)) {
       Held<V> held;
       if constexpr (wide) {
@@ -188,22 +185,18 @@ constexpr bool in_double = sizeof(lane_t<V>) == sizeof(double);
 template <class E>
 constexpr bool is_half = sizeof(E) < sizeof(float);
 
-// A block is `plain` where all of its elements count and nothing but its y, or its centred dx, or its sums, is written: its loops ask
-// nothing of that, where the question costs as much as the arithmetic.
+// A block is `plain` where all of its elements count, and its y, its centred dx or its sums are all that it yields: its loops ask for
+// nothing else, since asking costs as much as the arithmetic. Loops of their own, too: where they are inlined side by side, GCC keeps
+// sums in memory.
 
 // Returns whether rounding in float may have given some z beside a residual the wrong sign (math.md, eq. 24).
 template <class V, class E, bool wide, bool residual, bool plain>
 [[gnu::noinline]] bool normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, bool relu, const Coefficients& k) {
   constexpr bool doubts = residual && sizeof(E) == sizeof(float) && !in_double<V>;
   Flags doubtful;
-  const auto fetch = [&](int64_t r) {
-    if (!extent.stream) fetch_ahead(ys.row<E>(r), extent);
-  };
   const auto body = [&]<class U>(U, int64_t r, int64_t i, const Held<U>& held) __attribute__((always_inline)) {
-    if constexpr (wide) {
-      fetch_beyond(extent, xs.row<E>(r) + i);
-      if constexpr (residual) fetch_beyond(extent, residuals.row<E>(r) + i);
-    }
+    fetch_beyond(extent.ahead, xs.row<E>(r) + i);
+    if constexpr (residual) fetch_beyond(extent.ahead, residuals.row<E>(r) + i);
     const U x = load<U>(xs.row<E>(r) + i);
     U z;
     if constexpr (in_double<U>) z = (x - held.mean) * held.scale + held.bias;
@@ -216,7 +209,7 @@ template <class V, class E, bool wide, bool residual, bool plain>
     }
     put(extent.if_valid<plain>(r, i, relu ? positive_part(z) : z), ys.row<E>(r) + i, extent.stream);
   };
-  for_each_vector<V, E, wide>(extent, k, fetch, body);
+  for_each_vector<V, E, wide>(extent, k, body);
   return doubts && doubtful.any();
 }
 
@@ -228,19 +221,13 @@ template <class E, class V>
 }
 
 template <class V, class E, bool wide, Gate gate, bool plain>
-[[gnu::noinline]] void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Runs dresiduals, bool centred, const Coefficients& k) {
+[[gnu::noinline]] void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Runs dresiduals, bool centred,
+                                      const Coefficients& k) {
   const bool residual = !plain && dresiduals.data != nullptr;
-  const auto fetch = [&](int64_t r) {
-    if (extent.stream) return;
-    fetch_ahead(dxs.row<E>(r), extent);
-    if (residual) fetch_ahead(dresiduals.row<E>(r), extent);
-  };
   const auto body = [&]<class U>(U, int64_t r, int64_t i, const Held<U>& held) __attribute__((always_inline)) {
     const E *x = xs.row<E>(r) + i, *dy = dys.row<E>(r) + i, *saved = gate == Gate::output ? saveds.row<E>(r) + i : nullptr;
-    if constexpr (wide) {
-      fetch_beyond(extent, x, dy);
-      if constexpr (gate == Gate::output) fetch_beyond(extent, saved);
-    }
+    fetch_beyond(extent.ahead, x, dy);
+    if constexpr (gate == Gate::output) fetch_beyond(extent.ahead, saved);
     const U passed = gated<U, gate>(dy, x, saved, held);
     const U g = extent.if_valid<plain>(r, i, passed);
     if (residual) put(g, dresiduals.row<E>(r) + i, extent.stream);
@@ -248,7 +235,7 @@ template <class V, class E, bool wide, Gate gate, bool plain>
     if (plain || centred) inner = g - product<E>(load<U>(x) - held.mean, held.slope, held.slope_rest, held.offset);
     put(extent.if_valid<plain>(r, i, product<E>(inner, held.scale, held.scale_rest, U{})), dxs.row<E>(r) + i, extent.stream);
   };
-  for_each_vector<V, E, wide>(extent, k, fetch, body);
+  for_each_vector<V, E, wide>(extent, k, body);
 }
 
 // The two sums of a block, sum u and sum u*v. Moments: u = v = x - shift (shift is passed as the mean). Backward: u = g,
@@ -267,8 +254,7 @@ struct MomentTerms {
     const V d = extent.if_valid<plain>(r, i, load<V>(xs.row<E>(r) + i) - k.mean);
     return {d, d};
   }
-  void fetch(int64_t r) const { fetch_ahead(xs.row<E>(r), extent); }
-  [[gnu::always_inline]] void fetch(int64_t r, int64_t i) const { fetch_beyond(extent, xs.row<E>(r) + i); }
+  [[gnu::always_inline]] void fetch(int64_t ahead, int64_t r, int64_t i) const { fetch_beyond(ahead, xs.row<E>(r) + i); }
 };
 
 template <Gate gate, class E, bool plain>
@@ -283,14 +269,9 @@ struct GradientTerms {
     if (!plain && kept.data != nullptr) put(g, kept.row<E>(r) + i, extent.stream);
     return {g, extent.if_valid<plain>(r, i, load<V>(x) - k.mean)};
   }
-  [[gnu::always_inline]] void fetch(int64_t r, int64_t i) const {
-    fetch_beyond(extent, xs.row<E>(r) + i, dys.row<E>(r) + i);
-    if constexpr (gate == Gate::output) fetch_beyond(extent, saveds.row<E>(r) + i);
-  }
-  void fetch(int64_t r) const {
-    fetch_ahead(dys.row<E>(r), extent);
-    fetch_ahead(xs.row<E>(r), extent);
-    if constexpr (gate == Gate::output) fetch_ahead(saveds.row<E>(r), extent);
+  [[gnu::always_inline]] void fetch(int64_t ahead, int64_t r, int64_t i) const {
+    fetch_beyond(ahead, xs.row<E>(r) + i, dys.row<E>(r) + i);
+    if constexpr (gate == Gate::output) fetch_beyond(ahead, saveds.row<E>(r) + i);
   }
 };
 
@@ -318,11 +299,14 @@ template <class V, class Terms>
     uv[a] += pair.u * pair.v;
   };
   for (int64_t r = 0; r < extent.rows; ++r) {
-    terms.fetch(r);
+    const int64_t ahead = r + 1 < extent.rows ? extent.ahead : 0;
     int64_t i = 0;
     for (; i + 4 * count <= extent.width; i += 4 * count) {
 #pragma GCC unroll 4
-      for (int a = 0; a < 4; ++a) add(a, terms.at(r, i + a * count, held));
+      for (int a = 0; a < 4; ++a) {
+        terms.fetch(ahead, r, i + a * count);
+        add(a, terms.at(r, i + a * count, held));
+      }
       if (++terms_held >= few) empty();
     }
 #pragma GCC unroll 3
@@ -354,38 +338,44 @@ constexpr int64_t fetched_rows = 24;     // how many rows ahead: beyond those th
 template <int count>
 using Count = std::integral_constant<int, count>;
 
-// Wide: a vector of channels stays in registers over some rows, so that the sums are not read and written for every row.
+// Wide: some vectors of channels stay in registers over some rows, so that the sums are not read and written for every row.
 template <class V, class E, class Terms>
 [[gnu::noinline]] void wide_sums(Terms terms, const Coefficients& k, double* u_sum, double* uv_sum) {
   const Extent extent = terms.extent;
-  constexpr int64_t together = summed_together, count = Parts<V>::count;
-  for (int64_t first = 0; first < extent.rows; first += together) {
-    const int64_t last = first + together < extent.rows ? first + together : extent.rows;
-    const auto columns = [&]<class U, int many>(U, Count<many>, int64_t i) __attribute__((always_inline)) {
-      constexpr int64_t step = Parts<U>::count;
-      Held<U> held[many];
-      U u[many] = {}, uv[many] = {};
-      for (int a = 0; a < many; ++a) held[a] = hold<U, true>(k, i + a * step);
-#pragma GCC unroll 4
-      for (int64_t r = first; r < last; ++r) {
-        if constexpr (step > 1) terms.fetch(r, i);
-#pragma GCC unroll 2
-        for (int a = 0; a < many; ++a) {
-          const auto pair = terms.at(r, i + a * step, held[a]);
-          u[a] += pair.u;
-          uv[a] += pair.u * pair.v;
-        }
-      }
+  constexpr int64_t count = Parts<V>::count;
+  const auto columns = [&]<class U, int many>(U, Count<many>, int64_t first, int64_t i) __attribute__((always_inline)) {
+    constexpr int64_t step = Parts<U>::count;
+    const int64_t last = first + summed_together < extent.rows ? first + summed_together : extent.rows;
+    Held<U> held[many];
+    U u[many] = {}, uv[many] = {};
+    for (int a = 0; a < many; ++a) held[a] = hold<U, true>(k, i + a * step);
+    for (int64_t r = first; r < last; ++r) {
+#pragma GCC unroll 8
       for (int a = 0; a < many; ++a) {
-        accumulate(u[a], u_sum + i + a * step);
-        accumulate(uv[a], uv_sum + i + a * step);
+        if constexpr (step > 1) terms.fetch(extent.ahead, r, i + a * step);
+        const auto pair = terms.at(r, i + a * step, held[a]);
+        u[a] += pair.u;
+        uv[a] += pair.u * pair.v;
       }
-    };
-    constexpr int many = side_by_side<V, E>;
-    int64_t i = 0;
-    for (; i + many * count <= extent.width; i += many * count) columns(V{}, Count<many>{}, i);
-    for (; i + count <= extent.width; i += count) columns(V{}, Count<1>{}, i);
-    for (; i < extent.width; ++i) columns(lane_t<V>{}, Count<1>{}, i);
+    }
+    for (int a = 0; a < many; ++a) {
+      accumulate(u[a], u_sum + i + a * step);
+      accumulate(uv[a], uv_sum + i + a * step);
+    }
+  };
+  int64_t done = 0;
+  if constexpr (std::is_same_v<V, Singles> && !is_half<E>) {  // eight cache lines in a row are a pattern that processors see
+    constexpr int strip = 8;
+    if (extent.apart)
+      for (; done + strip * count <= extent.width; done += strip * count)
+        for (int64_t first = 0; first < extent.rows; first += summed_together) columns(V{}, Count<strip>{}, first, done);
+  }
+  constexpr int many = side_by_side<V, E>;
+  for (int64_t first = 0; first < extent.rows; first += summed_together) {
+    int64_t i = done;
+    for (; i + many * count <= extent.width; i += many * count) columns(V{}, Count<many>{}, first, i);
+    for (; i + count <= extent.width; i += count) columns(V{}, Count<1>{}, first, i);
+    for (; i < extent.width; ++i) columns(lane_t<V>{}, Count<1>{}, first, i);
   }
 }
 

@@ -27,9 +27,10 @@ constexpr int64_t most_columns = 16;        // up to this many
 constexpr int64_t fewest_rows = 64;         // of a chunk, or writing its sums costs more than a few per cent of reading it
 constexpr int64_t fewest_in_float = 256;    // values of a channel; of fewer each one's rounding shows in their sums,
 constexpr int64_t fewest_cancelling = 32;   // and of fewer than this in the gradient, most of which the sums then take away
-constexpr int64_t streamed_bytes = 16 << 20; // of the tensors in use; outputs would push out of the cache what is read again
+constexpr int64_t cached_bytes = 16 << 20;  // of the tensors in use: larger ones come from memory each time they are read
 constexpr int64_t serial_elements = 32768;  // up to this a second thread costs more than it brings
-constexpr int64_t fetched_plane = 512;      // planes up to this are over before the processor fetches ahead by itself
+constexpr int64_t longest_fetched = 24576;  // bytes of a plane: of longer ones the processor fetches most ahead by itself
+constexpr int64_t gathered_ahead = 512;     // planes up to this are over before they are gathered
 constexpr int64_t short_plane = 64;         // planes shorter than this are gathered before they are computed on,
 constexpr int64_t short_in_cache = 32;      // or shorter than this where the tensor lies in the cache:
 constexpr int64_t cached_elements = 1 << 18;
@@ -70,12 +71,15 @@ struct Plan {
   int64_t length = 0;       // positions of a plane, or of the merged planes of a single channel
   int64_t segments = 1;     // of a plane
   int64_t segment = 0;      // positions of each
-  int64_t ahead = 0;        // what to fetch ahead of short planes: the next channel
+  int64_t next_sample = 0;    // from a plane to what is fetched while it is summed: the channel's next one; 0: nothing
+  int64_t next_panel = 0;     // while its y or dx is computed: one of the next panel, in the same sample
+  int64_t next_gathered = 0;  // while it is gathered: the next channel's
   int64_t per_chunk = 1;    // samples (planes) or rows of a chunk
   bool fused = false;       // a panel goes through all phases while it lies in the cache
   bool serial = false;
   bool failed = false;
-  bool stream = false;        // the output is larger than the cache: write past it
+  bool large = false;         // the tensors come from memory
+  bool stream = false;        // the output is written past the caches
   bool doubles_only = false;    // nothing is computed in float
   bool doubles_summed = false;  // no sum is
   bool doubles_moved = false;   // no gradient is
@@ -128,6 +132,9 @@ inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
   const int64_t elements = task.samples * task.channels * task.positions;
   serial = task.threads == 1 || elements <= serial_elements;
   length = task.positions;
+  const int64_t bytes = evenorm::bytes_of(task.type);
+  const bool inference = task.dy == nullptr && task.sums[0] == nullptr;  // x and y alone are in use, else dy and dx too
+  large = (inference ? 2 : 4) * elements * bytes >= cached_bytes;
   if (rows) {
     choose_rows();
   } else if (choose_spread()) {
@@ -143,16 +150,18 @@ inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
     segment = segments == 1 ? length : divide_up(divide_up(length, segments), 64) * 64;
     per_chunk = larger(1, chunk_elements / larger(1, length));
     fused = serial || panels * task.groups >= 8 * task.threads;
-    if (fused && task.channels > 1 && length <= fetched_plane) ahead = length;
+    if (fused && task.channels > 1 && length <= gathered_ahead) next_gathered = length;
+    if (large && length * bytes <= longest_fetched) {
+      next_sample = task.channels * length;
+      next_panel = fused ? columns_together * length : 0;
+    }
   }
   wide = task.channels * repeat;
 
   const int64_t run = spread > 1 ? common_divisor(task.channels, column_width) * spread : rows ? task.channels * repeat : length;
-  const int64_t bytes = evenorm::bytes_of(task.type);
   const uintptr_t outputs = reinterpret_cast<uintptr_t>(task.out) | reinterpret_cast<uintptr_t>(task.dresidual);
   const bool whole_lines = outputs % 64 == 0 && run * bytes % 64 == 0 && (repeat == 1 || task.groups == 1);
-  const bool inference = task.dy == nullptr && task.sums[0] == nullptr;  // x and y alone are in use, else dy and dx too
-  stream = streams && whole_lines && task.out != nullptr && (inference ? 2 : 4) * elements * bytes >= streamed_bytes;
+  stream = streams && whole_lines && task.out != nullptr && large;
   doubles_only = task.type == evenorm::Type::float64;
   const int64_t lines = task.channels * task.groups;
   doubles_summed = doubles_only || elements <= serial_elements || elements < fewest_in_float * lines;

@@ -40,6 +40,7 @@ struct Stage {
   using S = compute_t<T>;
   const Plan& plan;
   const bool curved, direct;  // direct: a block is computed on where it lies
+  const bool sums;            // it is read to be summed
   alignas(64) S buffer[6][block_elements + 16];  // apart by no power of two: equal low bits of addresses make loads wait
   // Which elements of a block are valid, where the mask does not tell it as it lies; a row is written past its end.
   alignas(64) uint8_t marks[marked_elements + sizeof(Bytes)];
@@ -47,8 +48,8 @@ struct Stage {
   int64_t valid_stride = 0;
   int64_t following = 0;  // the offset of the block that comes next
 
-  Stage(const Plan& given, bool is_curved, bool in_doubles)
-      : plan(given), curved(is_curved), direct(fits_in_place(given, is_curved, in_doubles)) {}
+  Stage(const Plan& given, bool is_curved, bool in_doubles, bool is_sums = false)
+      : plan(given), curved(is_curved), direct(fits_in_place(given, is_curved, in_doubles)), sums(is_sums) {}
 
   static bool fits_in_place(const Plan& plan, bool curved, bool in_doubles) {
     const bool cached = plan.task.samples * plan.task.channels * plan.length <= cached_elements;
@@ -115,19 +116,25 @@ struct Stage {
 
   // See Extent.
   int64_t ahead_of(const Unit& block) const {
-    if (!plan.rows) return plan.ahead;
+    if (!plan.rows) return sums ? plan.next_sample : plan.next_panel;
     return plan.spread > 1 ? block.width : fetched_rows * plan.repeat * block.stride;
   }
 
   Tiles tiles(const Unit& block) const {
     const int64_t repeat = plan.repeat, all = block.rows * block.width;
-    if (!plan.rows && !direct) return {{{{1, all, 0, false, valid, 0}, 0, 1}, {}}, 1};
-    const bool streamed = direct && stream();
-    const int64_t ahead = direct ? ahead_of(block) : 0;
-    if (repeat == 1) return {{{{block.rows, block.width, ahead, streamed, valid, valid_stride}, 0, 1}, {}}, 1};
+    const auto one = [](const Extent& extent) { return Tiles{{{extent, 0, 1}, {}}, 1}; };
+    if (!plan.rows && !direct) return one({.rows = 1, .width = all, .valid = valid});
+    Extent given{.rows = block.rows, .width = block.width, .valid = valid, .valid_stride = valid_stride};
+    given.stream = direct && stream();
+    given.ahead = direct ? ahead_of(block) : 0;
+    given.apart = direct && !curved && plan.rows && plan.spread == 1 && block.stride > block.width;
+    if (repeat == 1) return one(given);
     const int64_t whole = block.rows / repeat, done = whole * repeat * block.width;
-    const Tile head{{whole, block.width * repeat, ahead, streamed, valid, valid_stride * repeat}, 0, repeat};
-    const Tile tail{{1, all - done, 0, false, valid == nullptr ? nullptr : valid + done, 0}, done, 1};
+    const Tile tail{{.rows = 1, .width = all - done, .valid = valid == nullptr ? nullptr : valid + done}, done, 1};
+    given.rows = whole;
+    given.width *= repeat;
+    given.valid_stride *= repeat;
+    const Tile head{given, 0, repeat};
     return {{head, tail}, 2};
   }
 
@@ -148,7 +155,7 @@ struct Stage {
       widen_run(from, to, block.rows * block.width);
     } else {
       for (int64_t r = 0; r < block.rows; ++r) {
-        fetch_ahead(from + r * block.stride, {1, block.width, plan.ahead});
+        if (plan.next_gathered != 0) fetch_run(from + r * block.stride + plan.next_gathered, block.width);
         widen_run(from + r * block.stride, to + r * block.width, block.width);
       }
     }
@@ -175,7 +182,7 @@ struct Stage {
     T* to = static_cast<T*>(base) + block.offset;
     if (block.stride == block.width) return copy_out(buffer[slot], to, block.rows * block.width, stream());
     for (int64_t r = 0; r < block.rows; ++r) {
-      if (!stream()) fetch_ahead(to + r * block.stride, {1, block.width, plan.ahead});
+      if (plan.next_gathered != 0 && !stream()) fetch_run(to + r * block.stride + plan.next_gathered, block.width);
       copy_out(buffer[slot] + r * block.width, to + r * block.stride, block.width, stream());
     }
   }

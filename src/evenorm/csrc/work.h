@@ -127,18 +127,18 @@ struct Work {
     Spread spread(plan, plan.span_of(column), coefficients(g, column));
     spread.fill(doubles, {mean_kind});
     const Coefficients k = spread.coefficients();
-    Stage<T> stage(plan, false, doubles);
+    Stage<T> stage(plan, false, doubles, true);
     with_sums(g, column, chunk, spread, [&](double* u, double* uv) {
       stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
         const Runs x = stage.input(task.x, block, 0);
         const Tiles tiles = stage.tiles(block);
         with_types(stage.direct, doubles, [&]<class V, class E>(Types<V, E>) {
-          for (int t = 0; t < tiles.count; ++t) {
-            with_plain<E>(task.mask == nullptr, [&](auto plain) {
+          with_plain<E>(task.mask == nullptr, [&](auto plain) {
+            for (int t = 0; t < tiles.count; ++t) {
               const MomentTerms<E, plain()> terms{tiles.tile[t].extent, seen<E>(x, tiles.tile[t])};
               plan.rows ? wide_sums<V, E>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
-            });
-          }
+            }
+          });
         });
       });
     });
@@ -187,7 +187,7 @@ struct Work {
     flag ? work(std::true_type{}) : work(std::false_type{});
   }
 
-  // Half precision and double have no loops of their own for plain blocks, or it would take long to compile.
+  // Half precision and double have no loops of their own for plain blocks: these gain least, and take as long to compile.
   template <class E, class F>
   static void with_plain(bool flag, F&& work) {
     if constexpr (std::is_same_v<E, float>)
@@ -307,7 +307,7 @@ struct Work {
     spread.fill(doubles, {mean_kind});
     fill_slope(spread, g, column, doubles);
     const Coefficients k = spread.coefficients();
-    Stage<T> stage(plan, curved, doubles);
+    Stage<T> stage(plan, curved, doubles, true);
     with_sums(g, column, chunk, spread, [&](double* u, double* uv) {
       stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
         const Runs place = kept == nullptr ? Runs{} : stage.output(kept, block, 4);
