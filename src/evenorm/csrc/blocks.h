@@ -40,10 +40,16 @@ struct Coefficients {
   }
 };
 
+// In what a gate is looked at: in float, which has half as much to compare, where that is how memory holds it.
+template <class V, class E>
+using gate_t = std::conditional_t<std::is_same_v<V, Doubles> && std::is_same_v<E, float>, Floats, V>;
+
 // The coefficients of the elements from i on, in registers.
-template <class V>
+template <class V, class E>
 struct Held {
-  V mean, scale, bias, offset, slope, low, high, scale_rest, slope_rest;
+  V mean, scale, bias, offset, slope;
+  gate_t<V, E> low, high;
+  V scale_rest, slope_rest;
 };
 
 template <class V, bool wide>
@@ -56,17 +62,18 @@ template <class V, bool wide>
   }
 }
 
-template <class V, bool wide>
-[[gnu::always_inline]] inline Held<V> hold(const Coefficients& k, int64_t i) {
-  return {held_value<V, wide>(k, mean_kind, i),   held_value<V, wide>(k, scale_kind, i),
-          held_value<V, wide>(k, bias_kind, i),   held_value<V, wide>(k, offset_kind, i),
-          held_value<V, wide>(k, slope_kind, i),  held_value<V, wide>(k, low_kind, i),
-          held_value<V, wide>(k, high_kind, i),   held_value<V, wide>(k, scale_rest_kind, i),
+template <class V, class E, bool wide>
+[[gnu::always_inline]] inline Held<V, E> hold(const Coefficients& k, int64_t i) {
+  using W = gate_t<V, E>;
+  return {held_value<V, wide>(k, mean_kind, i),       held_value<V, wide>(k, scale_kind, i),
+          held_value<V, wide>(k, bias_kind, i),       held_value<V, wide>(k, offset_kind, i),
+          held_value<V, wide>(k, slope_kind, i),      held_value<W, wide>(k, low_kind, i),
+          held_value<W, wide>(k, high_kind, i),       held_value<V, wide>(k, scale_rest_kind, i),
           held_value<V, wide>(k, slope_rest_kind, i)};
 }
 
-template <class V, class All>
-[[gnu::always_inline]] inline Held<V> first_lane(const Held<All>& all) {
+template <class V, class E, class All>
+[[gnu::always_inline]] inline Held<V, E> first_lane(const Held<All, E>& all) {
   if constexpr (Parts<V>::count == 1) {
     return {all.mean[0], all.scale[0], all.bias[0],       all.offset[0],    all.slope[0],
             all.low[0],  all.high[0],  all.scale_rest[0], all.slope_rest[0]};
@@ -122,15 +129,15 @@ constexpr int side_by_side = Parts<V>::count * sizeof(E) < 64 ? 2 : 1;
 template <class All, class E, bool wide, class Body>
 [[gnu::always_inline]] inline void for_each_vector(Extent extent, const Coefficients& k, const Body& body) {
   constexpr int64_t together = wide ? 4 : 1, count = Parts<All>::count;
-  const Held<All> all = hold<All, false>(k, 0);
+  const Held<All, E> all = hold<All, E, false>(k, 0);
   const auto some_rows = [&](int64_t first, int64_t many) __attribute__((always_inline)) {
     const int64_t rows = wide ? many : 1;
     const auto column = [&]<class V>(V, int64_t i) __attribute__((always_inline)) {
-      Held<V> held;
+      Held<V, E> held;
       if constexpr (wide) {
-        held = hold<V, true>(k, i);
+        held = hold<V, E, true>(k, i);
       } else {
-        held = first_lane<V>(all);
+        held = first_lane<V, E>(all);
       }
       for (int64_t r = 0; r < rows; ++r) body(V{}, first + r, i, held);
     };
@@ -142,7 +149,7 @@ template <class All, class E, bool wide, class Body>
       }
     } else if constexpr (side_by_side<All, E> == 2) {
       for (; i + 2 * count <= extent.width; i += 2 * count) {
-        const Held<All> left = hold<All, true>(k, i), right = hold<All, true>(k, i + count);
+        const Held<All, E> left = hold<All, E, true>(k, i), right = hold<All, E, true>(k, i + count);
         for (int64_t r = 0; r < rows; ++r) {
           body(All{}, first + r, i, left);
           body(All{}, first + r, i + count, right);
@@ -165,17 +172,17 @@ template <class V>
 }
 
 template <class V, Gate gate, class E>
-[[gnu::always_inline]] inline V gated(const E* dy, const E* x, const E* saved, const Held<V>& k) {
-  const V g = load<V>(dy);
-  if constexpr (gate == Gate::none) {
-    return g;
-  } else if constexpr (gate == Gate::output) {
-    const V y = load<V>(saved);
-    return y <= V{} ? V{} : g;
-  } else {
-    const V value = load<V>(x);
-    return ((value >= k.low) & (value <= k.high)) ? V{} : g;
+[[gnu::always_inline]] inline V gated(const E* dy, const E* x, const E* saved, const Held<V, E>& k) {
+  using W = gate_t<V, E>;
+  W g = load<W>(dy);
+  if constexpr (gate == Gate::output) {
+    g = load<W>(saved) <= W{} ? W{} : g;
+  } else if constexpr (gate == Gate::input) {
+    const W value = load<W>(x);
+    g = ((value >= k.low) & (value <= k.high)) ? W{} : g;
   }
+  if constexpr (std::is_same_v<V, W>) return g;
+  else return widened(g);
 }
 
 template <class V>
@@ -185,8 +192,8 @@ constexpr bool in_double = sizeof(lane_t<V>) == sizeof(double);
 template <class E>
 constexpr bool is_half = sizeof(E) < sizeof(float);
 
-// A block is `plain` where all of its elements count, and its y, its centred dx or its sums are all that it yields: its loops ask for
-// nothing else, since asking costs as much as the arithmetic. Loops of their own, too: where they are inlined side by side, GCC keeps
+// A block is `plain` where all of its elements count, and it yields y, or sums, or a centred dx, with the residual's gradient where a
+// saved y is the gate: its loops ask for nothing else, since asking costs as much as the arithmetic. Loops of their own, too: where they are inlined side by side, GCC keeps
 // sums in memory.
 
 // Returns whether rounding in float may have given some z beside a residual the wrong sign (math.md, eq. 24).
@@ -194,7 +201,7 @@ template <class V, class E, bool wide, bool residual, bool plain>
 [[gnu::noinline]] bool normalize_block(Extent extent, Runs xs, Runs residuals, Runs ys, bool relu, const Coefficients& k) {
   constexpr bool doubts = residual && sizeof(E) == sizeof(float) && !in_double<V>;
   Flags doubtful;
-  const auto body = [&]<class U>(U, int64_t r, int64_t i, const Held<U>& held) __attribute__((always_inline)) {
+  const auto body = [&]<class U>(U, int64_t r, int64_t i, const Held<U, E>& held) __attribute__((always_inline)) {
     fetch_beyond(extent.ahead, xs.row<E>(r) + i);
     if constexpr (residual) fetch_beyond(extent.ahead, residuals.row<E>(r) + i);
     const U x = load<U>(xs.row<E>(r) + i);
@@ -223,8 +230,8 @@ template <class E, class V>
 template <class V, class E, bool wide, Gate gate, bool plain>
 [[gnu::noinline]] void gradient_block(Extent extent, Runs dys, Runs xs, Runs saveds, Runs dxs, Runs dresiduals, bool centred,
                                       const Coefficients& k) {
-  const bool residual = !plain && dresiduals.data != nullptr;
-  const auto body = [&]<class U>(U, int64_t r, int64_t i, const Held<U>& held) __attribute__((always_inline)) {
+  const bool residual = plain ? gate == Gate::output : dresiduals.data != nullptr;
+  const auto body = [&]<class U>(U, int64_t r, int64_t i, const Held<U, E>& held) __attribute__((always_inline)) {
     const E *x = xs.row<E>(r) + i, *dy = dys.row<E>(r) + i, *saved = gate == Gate::output ? saveds.row<E>(r) + i : nullptr;
     fetch_beyond(extent.ahead, x, dy);
     if constexpr (gate == Gate::output) fetch_beyond(extent.ahead, saved);
@@ -247,10 +254,11 @@ struct Pair {
 
 template <class E, bool plain>
 struct MomentTerms {
+  using Element = E;
   Extent extent;
   Runs xs;
   template <class V>
-  [[gnu::always_inline]] Pair<V> at(int64_t r, int64_t i, const Held<V>& k) const {
+  [[gnu::always_inline]] Pair<V> at(int64_t r, int64_t i, const Held<V, E>& k) const {
     const V d = extent.if_valid<plain>(r, i, load<V>(xs.row<E>(r) + i) - k.mean);
     return {d, d};
   }
@@ -259,10 +267,11 @@ struct MomentTerms {
 
 template <Gate gate, class E, bool plain>
 struct GradientTerms {
+  using Element = E;
   Extent extent;
   Runs dys, xs, saveds, kept;  // kept: where g is put, if anywhere
   template <class V>
-  [[gnu::always_inline]] Pair<V> at(int64_t r, int64_t i, const Held<V>& k) const {
+  [[gnu::always_inline]] Pair<V> at(int64_t r, int64_t i, const Held<V, E>& k) const {
     const E* x = xs.row<E>(r) + i;
     const V passed = gated<V, gate>(dys.row<E>(r) + i, x, gate == Gate::output ? saveds.row<E>(r) + i : nullptr, k);
     const V g = extent.if_valid<plain>(r, i, passed);
@@ -282,8 +291,9 @@ template <class V, class Terms>
   const Extent extent = terms.extent;
   constexpr int64_t count = Parts<V>::count;
   constexpr int few = sizeof(lane_t<V>) == sizeof(float) ? 8 : 1 << 30;
-  const auto held = hold<V, false>(k, 0);
-  const auto held_tail = hold<lane_t<V>, false>(k, 0);
+  using E = typename Terms::Element;
+  const auto held = hold<V, E, false>(k, 0);
+  const auto held_tail = hold<lane_t<V>, E, false>(k, 0);
   Doubles u_all = {}, uv_all = {};
   V u[4] = {}, uv[4] = {};
   double u_tail = 0, uv_tail = 0;
@@ -339,16 +349,17 @@ template <int count>
 using Count = std::integral_constant<int, count>;
 
 // Wide: some vectors of channels stay in registers over some rows, so that the sums are not read and written for every row.
-template <class V, class E, class Terms>
+template <class V, class Terms>
 [[gnu::noinline]] void wide_sums(Terms terms, const Coefficients& k, double* u_sum, double* uv_sum) {
+  using E = typename Terms::Element;
   const Extent extent = terms.extent;
   constexpr int64_t count = Parts<V>::count;
   const auto columns = [&]<class U, int many>(U, Count<many>, int64_t first, int64_t i) __attribute__((always_inline)) {
     constexpr int64_t step = Parts<U>::count;
     const int64_t last = first + summed_together < extent.rows ? first + summed_together : extent.rows;
-    Held<U> held[many];
+    Held<U, E> held[many];
     U u[many] = {}, uv[many] = {};
-    for (int a = 0; a < many; ++a) held[a] = hold<U, true>(k, i + a * step);
+    for (int a = 0; a < many; ++a) held[a] = hold<U, E, true>(k, i + a * step);
     for (int64_t r = first; r < last; ++r) {
 #pragma GCC unroll 8
       for (int a = 0; a < many; ++a) {

@@ -57,6 +57,11 @@ struct Parts<Doubles> {
   static constexpr int count = lanes;
 };
 template <>
+struct Parts<Floats> {
+  using Lane = float;
+  static constexpr int count = lanes;
+};
+template <>
 struct Parts<Singles> {
   using Lane = float;
   using Lanes = Integers;

@@ -28,7 +28,7 @@ constexpr int64_t fewest_rows = 64;         // of a chunk, or writing its sums c
 constexpr int64_t fewest_in_float = 256;    // values of a channel; of fewer each one's rounding shows in their sums,
 constexpr int64_t fewest_cancelling = 32;   // and of fewer than this in the gradient, most of which the sums then take away
 constexpr int64_t cached_bytes = 16 << 20;  // of the tensors in use: larger ones come from memory each time they are read
-constexpr int64_t serial_elements = 32768;  // up to this a second thread costs more than it brings
+constexpr int64_t small_elements = 32768;   // up to this all lies in the level 2 cache, and a second thread costs more than it brings
 constexpr int64_t longest_fetched = 24576;  // bytes of a plane: of longer ones the processor fetches most ahead by itself
 constexpr int64_t gathered_ahead = 512;     // planes up to this are over before they are gathered
 constexpr int64_t short_plane = 64;         // planes shorter than this are gathered before they are computed on,
@@ -76,6 +76,7 @@ struct Plan {
   int64_t next_gathered = 0;  // while it is gathered: the next channel's
   int64_t per_chunk = 1;    // samples (planes) or rows of a chunk
   bool fused = false;       // a panel goes through all phases while it lies in the cache
+  bool small = false;
   bool serial = false;
   bool failed = false;
   bool large = false;         // the tensors come from memory
@@ -130,7 +131,8 @@ inline int64_t common_divisor(int64_t a, int64_t b) { return b == 0 ? a : common
 
 inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
   const int64_t elements = task.samples * task.channels * task.positions;
-  serial = task.threads == 1 || elements <= serial_elements;
+  small = elements <= small_elements;
+  serial = small || task.threads == 1;
   length = task.positions;
   const int64_t bytes = evenorm::bytes_of(task.type);
   const bool inference = task.dy == nullptr && task.sums[0] == nullptr;  // x and y alone are in use, else dy and dx too
@@ -164,7 +166,7 @@ inline Plan::Plan(const Task& given) : task(given), rows(given.rows) {
   stream = streams && whole_lines && task.out != nullptr && large;
   doubles_only = task.type == evenorm::Type::float64;
   const int64_t lines = task.channels * task.groups;
-  doubles_summed = doubles_only || elements <= serial_elements || elements < fewest_in_float * lines;
+  doubles_summed = doubles_only || small || elements < fewest_in_float * lines;
   doubles_moved = doubles_only || elements < fewest_cancelling * lines;
 
   int64_t total = 0;

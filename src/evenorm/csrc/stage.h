@@ -117,6 +117,7 @@ struct Stage {
   // See Extent.
   int64_t ahead_of(const Unit& block) const {
     if (!plan.rows) return sums ? plan.next_sample : plan.next_panel;
+    if (plan.small) return 0;
     return plan.spread > 1 ? block.width : fetched_rows * plan.repeat * block.stride;
   }
 

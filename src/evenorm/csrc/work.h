@@ -136,7 +136,7 @@ struct Work {
           with_plain<E>(task.mask == nullptr, [&](auto plain) {
             for (int t = 0; t < tiles.count; ++t) {
               const MomentTerms<E, plain()> terms{tiles.tile[t].extent, seen<E>(x, tiles.tile[t])};
-              plan.rows ? wide_sums<V, E>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
+              plan.rows ? wide_sums<V>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
             }
           });
         });
@@ -320,7 +320,7 @@ struct Work {
                 const Tile& tile = tiles.tile[t];
                 const GradientTerms<gate(), E, plain()> terms{tile.extent, seen<E>(given.g, tile), seen<E>(given.x, tile),
                                                               seen<E>(given.saved, tile), seen<E>(curved ? Runs{} : place, tile)};
-                plan.rows ? wide_sums<V, E>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
+                plan.rows ? wide_sums<V>(terms, k, u, uv) : narrow_sums<V>(terms, k, u, uv);
               }
             });
           });
@@ -334,7 +334,9 @@ struct Work {
   // What tells the activation's slope: the ReLU's bounds, or what z is made of.
   void fill_slope(Spread& spread, int64_t g, int64_t column, bool doubles) const {
     if (curved && !task.extra_is_output) fill_apply(spread, applied_in_doubles(g, column));
-    if (task.activation == relu_code && task.extra == nullptr) spread.fill(doubles, {low_kind, high_kind});
+    if (task.activation != relu_code || task.extra != nullptr) return;
+    spread.fill(doubles, {low_kind, high_kind});
+    if (doubles && !plan.doubles_only) spread.fill(false, {low_kind, high_kind});  // see `gate_t`
   }
 
   void finish_gradient_sums(int64_t g, int64_t panel, bool apply) {
@@ -373,7 +375,7 @@ struct Work {
     with_types(direct, doubles, [&]<class V, class E>(Types<V, E>) {
       with_flag(plan.rows, [&](auto wide) {
         with_gate(given.gate, [&](auto gate) {
-          with_plain<E>(task.mask == nullptr && centred && dresidual.data == nullptr, [&](auto plain) {
+          with_plain<E>(task.mask == nullptr && centred && (dresidual.data != nullptr) == (gate() == Gate::output), [&](auto plain) {
             for (int t = 0; t < tiles.count; ++t) {
               const Tile& tile = tiles.tile[t];
               gradient_block<V, E, wide(), gate(), plain()>(tile.extent, seen<E>(given.g, tile), seen<E>(given.x, tile),
