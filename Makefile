@@ -46,7 +46,7 @@ bench: $(PACKAGE) ## check every case against float64, then time it against torc
 
 # Beside the tests of pages, processes and sources, in which no kernel runs, and those of digits: with sanitizers the compiler
 # fuses fewer products and sums.
-SANITIZED_TESTS ?= $(filter-out $(addprefix tests/test_,cli.py docs.py house.py lab% layer_training.py report%), \
+SANITIZED_TESTS ?= $(filter-out $(addprefix tests/test_,%browser.py cli.py docs.py house.py lab% layer_training.py report%), \
 	$(wildcard tests/test_*.py))
 
 test-sanitize: $(PACKAGE) ## the tests of all that computes, the engine built with AddressSanitizer and UBSan
