@@ -35,6 +35,8 @@ struct Tiles {
   int count;
 };
 
+constexpr bool summing = true;
+
 template <class T>
 struct Stage {
   using S = compute_t<T>;

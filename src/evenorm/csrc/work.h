@@ -127,7 +127,7 @@ struct Work {
     Spread spread(plan, plan.span_of(column), coefficients(g, column));
     spread.fill(doubles, {mean_kind});
     const Coefficients k = spread.coefficients();
-    Stage<T> stage(plan, false, doubles, true);
+    Stage<T> stage(plan, false, doubles, summing);
     with_sums(g, column, chunk, spread, [&](double* u, double* uv) {
       stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
         const Runs x = stage.input(task.x, block, 0);
@@ -187,7 +187,7 @@ struct Work {
     flag ? work(std::true_type{}) : work(std::false_type{});
   }
 
-  // Half precision and double have no loops of their own for plain blocks: these gain least, and take as long to compile.
+  // Half precision and double have no loops of their own for plain blocks: these would take as long again to compile.
   template <class E, class F>
   static void with_plain(bool flag, F&& work) {
     if constexpr (std::is_same_v<E, float>)
@@ -307,7 +307,7 @@ struct Work {
     spread.fill(doubles, {mean_kind});
     fill_slope(spread, g, column, doubles);
     const Coefficients k = spread.coefficients();
-    Stage<T> stage(plan, curved, doubles, true);
+    Stage<T> stage(plan, curved, doubles, summing);
     with_sums(g, column, chunk, spread, [&](double* u, double* uv) {
       stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
         const Runs place = kept == nullptr ? Runs{} : stage.output(kept, block, 4);
