@@ -144,7 +144,7 @@ struct Work {
     });
   }
 
-  // again(chunk) sums what is not good enough in float once more, in double.
+  // again(column, chunk) sums what is not good enough in float once more, in double.
   template <class Held, class Again>
   void merge_panel(int64_t g, int64_t panel, const Held& held, const Again& again) {
     channels.merge(g, plan.span_of_panel(panel));
@@ -300,9 +300,9 @@ struct Work {
   }
 
   void gradient_sums(int64_t g, int64_t column, int64_t chunk) {
-    gradient_sums(g, column, chunk, summed_in_doubles(g, column));
+    gradient_sums(g, column, chunk, summed_in_doubles(g, column), kept);
   }
-  void gradient_sums(int64_t g, int64_t column, int64_t chunk, bool doubles) {
+  void gradient_sums(int64_t g, int64_t column, int64_t chunk, bool doubles, void* keep) {
     Spread spread(plan, plan.span_of(column), coefficients(g, column));
     spread.fill(doubles, {mean_kind});
     fill_slope(spread, g, column, doubles);
@@ -310,7 +310,7 @@ struct Work {
     Stage<T> stage(plan, curved, doubles, summing);
     with_sums(g, column, chunk, spread, [&](double* u, double* uv) {
       stage.for_each_block(plan.unit(g, column, chunk), [&](const Unit& block) {
-        const Runs place = kept == nullptr ? Runs{} : stage.output(kept, block, 4);
+        const Runs place = keep == nullptr ? Runs{} : stage.output(keep, block, 4);
         const Gradient given = gradient_of(stage, block, k, applied_in_doubles(g, column), place);
         const Tiles tiles = stage.tiles(block);
         with_types(stage.direct, doubles, [&]<class V, class E>(Types<V, E>) {
@@ -325,7 +325,7 @@ struct Work {
             });
           });
         });
-        if (kept != nullptr) stage.finish_output(kept, block, 4);
+        if (keep != nullptr) stage.finish_output(keep, block, 4);
       });
     });
     if (plan.stream) finish_streams();
@@ -339,10 +339,11 @@ struct Work {
     if (doubles && !plan.doubles_only) spread.fill(false, {low_kind, high_kind});  // see `gate_t`
   }
 
+  // `apply`: `gradient` follows. Else g has been read where it was kept, and dx may lie there by now.
   void finish_gradient_sums(int64_t g, int64_t panel, bool apply) {
     merge_panel(
         g, panel, [&](int64_t column) { return channels.gradient_sums_held(g, column); },
-        [&](int64_t column, int64_t chunk) { gradient_sums(g, column, chunk, true); });
+        [&](int64_t column, int64_t chunk) { gradient_sums(g, column, chunk, true, apply ? kept : nullptr); });
     channels.finish_gradient_sums(g, panel, apply);
   }
 
