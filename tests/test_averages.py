@@ -190,3 +190,21 @@ def test_an_average_in_half_precision_keeps_wide_statistics() -> None:
         layer(x)
     expected: Tensor = x.float().var(0)
     torch.testing.assert_close(layer.running_var, expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("stale", [1e20, 1e14, -1e10, 0.0])
+@pytest.mark.parametrize(
+    "average",
+    [Exponential(1.0), Cumulative(), *(Exponential(m, debias=True) for m in (0.1, 0.03, 0.7, 1.0))],
+    ids=repr,
+)
+def test_a_batch_of_weight_one_replaces_whatever_was_there(average: Average, stale: float) -> None:
+    layer = evenorm.BatchNorm1d(2, average=average)
+    layer.running_mean.fill_(stale)
+    layer.running_var.fill_(abs(stale))
+    x = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).float()
+    x[:, 0] = 3.0
+    layer(x)
+    torch.testing.assert_close(layer.running_mean, x.double().mean(0).float(), rtol=2e-7, atol=0)
+    torch.testing.assert_close(layer.running_var[1], x[:, 1].double().var().float(), rtol=2e-7, atol=0)
+    assert 0 <= layer.running_var[0] < 1e-15 * max(abs(stale), 1)

@@ -7,6 +7,7 @@ exponential and a cumulative average need; a window also has to remember what it
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -44,9 +45,12 @@ class Exponential:
 
     def weight(self, batches: Tensor | None) -> Tensor | float:
         """Return the weight of batch number ``batches``, counted from 1; 0 where that is needed but unknown."""
-        if not self.debias:
+        if not self.debias or self.momentum == 1:
             return self.momentum
-        return 0.0 if batches is None else self.momentum / (1 - (1 - self.momentum) ** batches.double())
+        if batches is None:
+            return 0.0
+        before = -((batches.double() - 1) * math.log1p(-self.momentum)).expm1()  # what all batches before weigh
+        return self.momentum / (self.momentum + (1 - self.momentum) * before)  # 1 for the first, exactly
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,8 @@ def _vmapped(statistic: Tensor) -> bool:
 
 
 def _step(old: Tensor, new: Tensor, weight: Tensor | float) -> Tensor:
-    return (old + weight * (new - old)).to(old.dtype)
+    # Not old + weight * (new - old), which a weight of 1 does not make new where old is far away.
+    return ((1 - weight) * old.to(new.dtype) + weight * new).to(old.dtype)
 
 
 def _finite(pair: tuple[Tensor, Tensor]) -> Tensor:

@@ -2,7 +2,6 @@
 // evenorm.updates.commit_ and evenorm.workers._merge; these are their copies for one call.
 
 #include <cmath>
-#include <limits>
 
 #include "engine.h"
 
@@ -10,10 +9,12 @@ namespace evenorm {
 
 static double weight_of(const Update& update) {
   const bool cumulative = std::isnan(update.momentum);
-  if (!cumulative && !update.debias) return update.momentum;
+  if (!cumulative && (!update.debias || update.momentum == 1)) return update.momentum;
   if (update.batches == nullptr) return 0;
   const double batches = double(*update.batches) + 1;  // with this one
-  return cumulative ? 1 / batches : update.momentum / (1 - std::pow(1 - update.momentum, batches));
+  if (cumulative) return 1 / batches;
+  const double before = -std::expm1((batches - 1) * std::log1p(-update.momentum));  // what all batches before this one weigh
+  return update.momentum / (update.momentum + (1 - update.momentum) * before);  // 1 for the first, exactly
 }
 
 struct Pooled {
@@ -88,9 +89,9 @@ static int64_t track_block(const Update& update, int64_t first, int64_t size, do
   load_batch(update, first, size, count, batch);
   load(update.running_mean, first, size, now.mean);
   load(update.running_var, first, size, now.var);
-  for (int64_t i = 0; i < size; ++i) {
-    now.mean[i] += weight * (batch.mean[i] - now.mean[i]);
-    now.var[i] += weight * (batch.var[i] - now.var[i]);
+  for (int64_t i = 0; i < size; ++i) {  // not now + weight * (batch - now), which a weight of 1 does not make batch
+    now.mean[i] = (1 - weight) * now.mean[i] + weight * batch.mean[i];
+    now.var[i] = (1 - weight) * now.var[i] + weight * batch.var[i];
   }
   const double mean_overflow = overflow_of(update.running_mean.type), var_overflow = overflow_of(update.running_var.type);
   bool finite[block];

@@ -212,7 +212,7 @@ def track_(
 ) -> None:
     """Let one batch enter the running statistics, in place; a momentum of NaN is a cumulative average."""
     cumulative = math.isnan(momentum)
-    average = CUMULATIVE if cumulative else DEBIASED if debias else EXPONENTIAL
+    average = CUMULATIVE if cumulative else DEBIASED if debias and momentum < 1 else EXPONENTIAL
     state = (running_mean, running_var, num_batches_tracked, skipped)
     with on_device(running_mean):
         update_(*state, (count, mean, m2), 0.0 if cumulative else momentum, average, bool(nonfinite))

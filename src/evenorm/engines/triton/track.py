@@ -49,7 +49,7 @@ def track_kernel(
 ):
     """Update running_mean, running_var (C,), the counter and what counts skipped channels or batches, in place.
 
-    average: 0 exponential, 1 debiased, with log_rest = log(1 - momentum), 2 cumulative.
+    average: 0 exponential, 1 debiased, with log_rest = log(1 - momentum) of a momentum below 1, 2 cumulative.
     """
     n = tl.load(count)
     for group in range(1, groups):
@@ -59,7 +59,8 @@ def track_kernel(
         number = (tl.load(batches) + 1).to(tl.float64)
     weight = momentum
     if average == 1:
-        weight = tl.where(number > 0, momentum / (1.0 - tl.exp(number * log_rest)), 0.0)
+        before = 1.0 - tl.exp((number - 1.0) * log_rest)  # what all batches before this one weigh
+        weight = tl.where(number > 0, momentum / (momentum + (1.0 - momentum) * before), 0.0)
     elif average == 2:
         weight = tl.where(number > 0, 1.0 / number, 0.0)
     counts = n > 1  # one value has no unbiased variance
@@ -71,8 +72,10 @@ def track_kernel(
         old_mean = tl.load(running_mean + c, mask=known, other=0).to(tl.float64)
         old_var = tl.load(running_var + c, mask=known, other=0).to(tl.float64)
         # By way of float32, from which every device converts; what counts is that the stored value is finite.
-        new_mean = (old_mean + weight * (pooled - old_mean)).to(tl.float32).to(running_mean.dtype.element_ty)
-        new_var = (old_var + weight * (spread / (n - 1) - old_var)).to(tl.float32).to(running_var.dtype.element_ty)
+        new_mean = (1 - weight) * old_mean + weight * pooled
+        new_var = (1 - weight) * old_var + weight * (spread / (n - 1))
+        new_mean = new_mean.to(tl.float32).to(running_mean.dtype.element_ty)
+        new_var = new_var.to(tl.float32).to(running_var.dtype.element_ty)
         moves = known & (n + tl.zeros([block_c], tl.float64) > 1)
         if skip_nonfinite:
             fine = finite(new_mean.to(tl.float32)) & finite(new_var.to(tl.float32))
