@@ -4,6 +4,8 @@
 // its coefficients and by what came of the sums; the others are computed in double, as is all of a small tensor.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <type_traits>
 
@@ -78,17 +80,32 @@ struct Work {
     const int64_t there = task.rows ? plan.samples_of(g) * task.positions : task.positions;
     const bool one = plan.doubles_summed || task.mask != nullptr || there < enough;
     const int64_t looked_at = one ? 1 : enough;
-    if (task.rows) {
-      const T* row = x + first_valid[g] * task.channels + span.first;
-      for (int64_t r = 0; r < looked_at; ++r)
-        for (int64_t i = 0; i < span.count; ++i) shift[i] += widen(row[r * task.channels + i]);
-    } else {
-      const T* run = x + (n * task.channels + span.first) * task.positions + l;
-      for (int64_t i = 0; i < span.count; ++i)
-        for (int64_t k = 0; k < looked_at; ++k) shift[i] += widen(run[i * task.positions + k]);
+    const T* const first = x + (task.rows ? first_valid[g] * task.channels + span.first : (n * task.channels + span.first) * task.positions + l);
+    const int64_t to_next = task.rows ? task.channels : 1, to_channel = task.rows ? 1 : task.positions;
+    constexpr int64_t together = 64;
+    for (int64_t begin = 0; begin < span.count; begin += together) {
+      const int64_t size = std::min(together, span.count - begin);
+      double sum[together] = {}, low[together], high[together];
+      std::fill(low, low + together, HUGE_VAL);
+      std::fill(high, high + together, -HUGE_VAL);
+      for (int64_t k = 0; k < looked_at; ++k) {
+        for (int64_t i = 0; i < size; ++i) {
+          const double value = widen(first[k * to_next + (begin + i) * to_channel]);
+          sum[i] += value;
+          low[i] = std::min(low[i], value);
+          high[i] = std::max(high[i], value);
+        }
+      }
+      for (int64_t i = 0; i < size; ++i) shift[begin + i] = one ? sum[i] : rounded(sum[i] / looked_at, high[i] - low[i]);
     }
-    if (!one)
-      for (int64_t i = 0; i < span.count; ++i) shift[i] = float(shift[i] / looked_at);
+  }
+
+  // A shift with as many digits as a value would round all differences from it that are one binade above their values the same way,
+  // which the mean of many shows. With few digits the roundings go both ways: it is a multiple of the spread's power of two over 4.
+  static float rounded(double shift, double spread) {
+    const double power = std::bit_cast<double>(std::bit_cast<uint64_t>(spread) & 0x7ff0000000000000u);
+    const double at = power * 0x1.8p50;  // where doubles are such multiples
+    return float((shift + at) - at);
   }
 
   // count and, for each group, where its first valid value is (-1: nowhere).
