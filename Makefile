@@ -44,8 +44,8 @@ docs: $(PACKAGE) ## run every example, then build docs/_build/html
 bench: $(PACKAGE) ## check every case against float64, then time it against torch.nn
 	@$(BIN)/evenorm bench $(FLAGS)
 
-# Beside the tests of pages, processes and sources, in which no kernel runs, and those of digits: with sanitizers the compiler
-# fuses fewer products and sums.
+# All tests but those in which no kernel runs (pages, processes, sources); -k leaves out those of last digits, since with
+# sanitizers the compiler fuses fewer products and sums.
 SANITIZED_TESTS ?= $(filter-out $(addprefix tests/test_,%browser.py cli.py docs.py house.py lab% layer_training.py report%), \
 	$(wildcard tests/test_*.py))
 

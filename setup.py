@@ -7,7 +7,7 @@ Environment:
     CXX                  the compiler; else c++, g++ or clang++
     EVENORM_ENGINE=off   build no engine
     EVENORM_SANITIZE=1   build the engine with AddressSanitizer and UBSan; `make test-sanitize` does, and runs it
-                         with EVENORM_RECYCLE=off: of memory that is not malloc's no sanitizer sees who leaves it
+                         with EVENORM_RECYCLE=off: a sanitizer cannot check memory that is not malloc's
 """
 
 from __future__ import annotations
@@ -82,16 +82,20 @@ def find_compiler() -> list[str]:
 
 def is_clang(compiler: list[str]) -> bool:
     """Tell whether it is Clang, which macOS calls c++ and g++ too."""
-    return "clang" in subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    return "clang" in run([*compiler, "--version"])
 
 
-def run(command: list[str]) -> None:
-    """Run one command of the compiler; raise its first error message if it fails."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def run(command: list[str]) -> str:
+    """Run one command of the compiler and return its output; raise its first error message if it fails."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CannotBuildError(f"the compiler does not run: {error}") from error
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         first = next((line for line in lines if "error" in line), lines[-1])
         raise CannotBuildError(f"the compiler failed: {first}")
+    return done.stdout
 
 
 def stand_in(compiler: list[str], folder: Path) -> list[str]:

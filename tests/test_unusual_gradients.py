@@ -1,4 +1,4 @@
-"""Gradients whose sums float32 cannot hold: the CPU engine sums them once more, and nothing else may change by it."""
+"""Gradients whose sums float32 cannot hold: the CPU engine sums them again, and nothing else may change by it."""
 
 from __future__ import annotations
 

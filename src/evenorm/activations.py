@@ -1,7 +1,8 @@
 """Activations that batch norm can apply in its own pass: one table, read by every engine.
 
 Each row is a function of z and of one parameter (a slope or alpha; unused by most) and its derivative by z.
-Adding one means a row here and a case in each fast engine's table, under the same code.
+Adding one means a row here and a case in each fast engine's table, under the same code; the C++ binding knows how
+many there are, and both engines which of them need no more than the output's sign.
 """
 
 from __future__ import annotations

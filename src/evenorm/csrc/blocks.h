@@ -193,8 +193,8 @@ template <class E>
 constexpr bool is_half = sizeof(E) < sizeof(float);
 
 // A block is `plain` where all of its elements count, and it yields y, or sums, or a centred dx, with the residual's gradient where a
-// saved y is the gate: its loops ask for nothing else, since asking costs as much as the arithmetic. Loops of their own, too: where they are inlined side by side, GCC keeps
-// sums in memory.
+// saved y is the gate: its loops ask for nothing else, since asking costs as much as the arithmetic. They are not inlined either: side
+// by side, GCC keeps their sums in memory.
 
 // Returns whether rounding in float may have given some z beside a residual the wrong sign (math.md, eq. 24).
 template <class V, class E, bool wide, bool residual, bool plain>

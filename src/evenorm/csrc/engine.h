@@ -62,7 +62,6 @@ struct Kernels {
   bool (*input_gradient)(const Task&);
   bool (*train_backward)(const Task&);
   bool (*eval_backward)(const Task&);  // one pass: the gradient, and the sums when `sums` is set
-  const char* name;
 };
 
 const Kernels& kernels();  // the best this processor runs

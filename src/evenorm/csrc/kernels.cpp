@@ -122,15 +122,13 @@ bool dispatch(const Task& task) {
 
 #define EVENORM_JOIN(a, b) a##b
 #define EVENORM_TABLE(target) EVENORM_JOIN(kernels_, target)
-#define EVENORM_TEXT_(text) #text
-#define EVENORM_TEXT(text) EVENORM_TEXT_(text)
 
 namespace evenorm {
 
 extern const Kernels EVENORM_TABLE(EVENORM_TARGET);
 const Kernels EVENORM_TABLE(EVENORM_TARGET) = {
     dispatch<Moments>,       dispatch<Normalize>,     dispatch<TrainForward>, dispatch<BackwardSums>,
-    dispatch<InputGradient>, dispatch<TrainBackward>, dispatch<EvalBackward>, EVENORM_TEXT(EVENORM_TARGET),
+    dispatch<InputGradient>, dispatch<TrainBackward>, dispatch<EvalBackward>,
 };
 
 }  // namespace evenorm

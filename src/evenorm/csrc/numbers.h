@@ -329,7 +329,7 @@ template <class V>
   }
 }
 
-// The nearest finite number; NaN becomes any.
+// The nearest finite number; NaN becomes some finite number.
 template <class V>
 [[gnu::always_inline]] inline V finite(V value) {
   constexpr lane_t<V> most = std::numeric_limits<lane_t<V>>::max();

@@ -205,7 +205,7 @@ inline void Plan::choose_rows() {
   panels = columns = divide_up(channels, panel_width);
 }
 
-// As many channels as make whole vectors, so that no row has an end.
+// As many channels as make whole vectors, where there are so many: then no row but the last has an end.
 inline bool Plan::choose_spread() {
   const int64_t vector = smaller(16, 64 / evenorm::bytes_of(task.type)), least = vector / common_divisor(length, vector);
   if (length < 2 || length > longest_spread || least * length > widest_spread || task.channels < least) return false;

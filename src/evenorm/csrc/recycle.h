@@ -88,7 +88,7 @@ class Recycler {
     char* start = static_cast<char*>(whole);
     const size_t before = (huge - reinterpret_cast<uintptr_t>(start) % huge) % huge;
     if (before > 0) munmap(start, before);
-    if (before < huge) munmap(start + before + size, huge - before);
+    munmap(start + before + size, huge - before);
 #if defined(MADV_HUGEPAGE)
     madvise(start + before, size, MADV_HUGEPAGE);  // advice: a refusal changes nothing
 #endif
