@@ -80,21 +80,24 @@ struct Work {
     const int64_t there = task.rows ? plan.samples_of(g) * task.positions : task.positions;
     const bool one = plan.doubles_summed || task.mask != nullptr || there < enough;
     const int64_t looked_at = one ? 1 : enough;
-    const T* const first = x + (task.rows ? first_valid[g] * task.channels + span.first : (n * task.channels + span.first) * task.positions + l);
-    const int64_t to_next = task.rows ? task.channels : 1, to_channel = task.rows ? 1 : task.positions;
     constexpr int64_t together = 64;
     for (int64_t begin = 0; begin < span.count; begin += together) {
-      const int64_t size = std::min(together, span.count - begin);
-      double sum[together] = {}, low[together], high[together];
-      std::fill(low, low + together, HUGE_VAL);
-      std::fill(high, high + together, -HUGE_VAL);
-      for (int64_t k = 0; k < looked_at; ++k) {
-        for (int64_t i = 0; i < size; ++i) {
-          const double value = widen(first[k * to_next + (begin + i) * to_channel]);
-          sum[i] += value;
-          low[i] = std::min(low[i], value);
-          high[i] = std::max(high[i], value);
-        }
+      const int64_t c = span.first + begin, size = std::min(together, span.count - begin);
+      double sum[together], low[together], high[together];
+      for (int64_t i = 0; i < size; ++i) sum[i] = 0, low[i] = HUGE_VAL, high[i] = -HUGE_VAL;
+      const auto look = [&](int64_t i, double value) {
+        sum[i] += value;
+        low[i] = std::min(low[i], value);
+        high[i] = std::max(high[i], value);
+      };
+      if (task.rows) {
+        const T* row = x + first_valid[g] * task.channels + c;
+        for (int64_t k = 0; k < looked_at; ++k)
+          for (int64_t i = 0; i < size; ++i) look(i, widen(row[k * task.channels + i]));
+      } else {
+        const T* run = x + (n * task.channels + c) * task.positions + l;
+        for (int64_t i = 0; i < size; ++i)
+          for (int64_t k = 0; k < looked_at; ++k) look(i, widen(run[i * task.positions + k]));
       }
       for (int64_t i = 0; i < size; ++i) shift[begin + i] = one ? sum[i] : rounded(sum[i] / looked_at, high[i] - low[i]);
     }
