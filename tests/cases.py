@@ -43,14 +43,14 @@ class Case:
     def __str__(self) -> str:
         return self.name
 
-    def make(self, seed: int = 0) -> Tensor:
-        """Return x."""
+    def make(self, seed: int = 0, device: str = "cpu") -> Tensor:
+        """Return x; it is laid out on its device, since a tensor with gaps loses them on its way to another."""
         values = VALUES[self.values](torch.Generator().manual_seed(seed), self.shape)
-        return LAYOUTS[self.layout](values.to(self.dtype))
+        return LAYOUTS[self.layout](values.to(self.dtype).to(device))
 
-    def noise(self, seed: int) -> Tensor:
+    def noise(self, seed: int, device: str = "cpu") -> Tensor:
         """Return normal values in x's shape, dtype and layout: a residual, or a gradient that comes from above."""
-        values = _normal(torch.Generator().manual_seed(seed), self.shape).to(self.dtype)
+        values = _normal(torch.Generator().manual_seed(seed), self.shape).to(self.dtype).to(device)
         return values if self.layout == "expanded" else LAYOUTS[self.layout](values)
 
     def mask(self, seed: int = 3) -> Tensor:

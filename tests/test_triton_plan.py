@@ -12,9 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cases import CASES
 from evenorm.engines import triton
 from evenorm.engines.triton.plan import LARGEST_TILE, MOST_WARPS, PER_WARP, TILE, make_plan, regular
 from evenorm.moments import virtual_batches
+from truth import Call
 
 sizes = st.integers(1, 5000)
 
@@ -105,3 +107,20 @@ def test_why_the_engine_is_not_there(monkeypatch):
     for name in ("backward", "curves", "forward", "launch", "operators", "tiles", "track"):
         monkeypatch.delitem(sys.modules, f"evenorm.engines.triton.{name}", raising=False)
     assert triton._load().startswith("Triton is not installed")
+
+
+@pytest.mark.parametrize("name", ["4-D", "4-D, channels_last", "4-D, sliced", "4-D, expanded", "4-D, offset"])
+def test_all_of_a_case_lies_on_the_device_that_is_asked_for(name):
+    """As the tests on a GPU have it, layouts included; here it is a device without data."""
+    case, seen = CASES[name], []
+
+    def record(x, state, training, activation, residual, mask):
+        seen.extend([x, residual, mask, *state])
+        return (x + residual) * (state.weight * state.bias).sum()
+
+    with pytest.raises(NotImplementedError, match="no data"):  # the results of such a device cannot come back
+        Call(case, True, with_residual=True, with_mask=True, device="meta").answer(record)
+    assert len(seen) == 7
+    assert {tensor.device.type for tensor in seen} == {"meta"}
+    assert seen[0].stride() == case.make().stride()
+    assert case.noise(2, "meta").stride() == case.noise(2).stride()

@@ -95,23 +95,25 @@ class Call:
     activation: str | nn.Module | None = None
     with_residual: bool = False
     with_mask: bool = False
+    device: str = "cpu"  # where ours and torch's compute; the truth stays on the CPU
 
     def answer(self, by: Callable[..., Tensor], widen: bool = False) -> dict[str, Tensor]:
-        """Return y, every gradient for a random cotangent, and the running statistics afterwards."""
+        """Return y, every gradient for a random cotangent, and the running statistics afterwards, on the CPU."""
+        device = "cpu" if widen else self.device
         convert = (lambda t: t.double()) if widen else (lambda t: t)
-        x = convert(self.case.make()).detach().requires_grad_()
-        state = State(*(convert(tensor) for tensor in self.case.state()))
+        x = convert(self.case.make(device=device)).detach().requires_grad_()
+        state = State(*(convert(tensor.to(device)) for tensor in self.case.state()))
         leaves = {"dx": x, "dweight": state.weight.requires_grad_(), "dbias": state.bias.requires_grad_()}
         residual = None
         if self.with_residual:
-            residual = leaves["dresidual"] = convert(self.case.noise(1)).detach().requires_grad_()
-        mask = self.case.mask() if self.with_mask else None
+            residual = leaves["dresidual"] = convert(self.case.noise(1, device)).detach().requires_grad_()
+        mask = self.case.mask().to(device) if self.with_mask else None
         y = by(x, state, self.training, self.activation, residual, mask)
-        gradients = torch.autograd.grad(y, list(leaves.values()), convert(self.case.noise(2)))
+        gradients = torch.autograd.grad(y, list(leaves.values()), convert(self.case.noise(2, device)))
         found = {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}
         if self.training:
             found |= {"running_mean": state.running_mean, "running_var": state.running_var}
-        return found
+        return {name: tensor.cpu() for name, tensor in found.items()}
 
 
 def truth(
