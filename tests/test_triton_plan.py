@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import threading
+import time
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cases import CASES
 from evenorm.engines import triton
@@ -69,7 +73,7 @@ def test_groups_as_virtual_batches_are_cut():
 
 
 def test_one_warning_where_a_gpu_cannot_be_used(monkeypatch):
-    monkeypatch.setattr(triton, "_state", ["Triton is not installed: No module named 'triton'"])
+    monkeypatch.setattr(triton, "_registered", ["Triton is not installed: No module named 'triton'"])
     monkeypatch.setattr(triton, "_usable", {})
     with pytest.warns(UserWarning, match="GPU engine is not used, torch's operations are: Triton is not installed"):
         assert not triton._takes(0, torch.float32)
@@ -80,7 +84,7 @@ def test_one_warning_where_a_gpu_cannot_be_used(monkeypatch):
 
 def test_switched_off_is_no_warning(monkeypatch):
     monkeypatch.setenv("EVENORM_ENGINE", "off")
-    monkeypatch.setattr(triton, "_state", [])
+    monkeypatch.setattr(triton, "_registered", [])
     monkeypatch.setattr(triton, "_usable", {})
     assert not triton._takes(0, torch.float32)
     assert triton.available() == "switched off by EVENORM_ENGINE=off"
@@ -88,13 +92,89 @@ def test_switched_off_is_no_warning(monkeypatch):
 
 def test_a_device_too_old_for_a_dtype_says_so(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(triton, "_state", [None])
+    monkeypatch.setattr(triton, "_registered", [None])
+    monkeypatch.setattr(triton, "_probed", {0: None})
     monkeypatch.setattr(triton, "_usable", {})
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     assert triton._takes(0, torch.float16)
     with pytest.warns(UserWarning, match=r"bfloat16 needs compute capability 8\.0, device 0 has 7\.5"):
         assert not triton._takes(0, torch.bfloat16)
+
+
+def test_two_threads_register_the_operators_once(monkeypatch):
+    calls = []
+
+    def load():
+        calls.append(1)
+        time.sleep(0.1)  # both threads would be here
+        return "twice" if len(calls) > 1 else "once"
+
+    monkeypatch.setattr(triton, "_registered", [])
+    monkeypatch.setattr(triton, "_load", load)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(triton.available(0))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == ["once", "once"]
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Let two devices seem to be there; their launches, in this list, raise what stands in `launches.errors`."""
+    seen = SimpleNamespace(tensors=[], devices=[], errors=[], capturing=False)
+    zeros = torch.zeros
+
+    def make(*shape, device):
+        seen.devices.append(device)
+        return zeros(*shape)
+
+    def moments(x, mask, splits):
+        seen.tensors.append(x)
+        if seen.errors:
+            raise seen.errors.pop()
+
+    for name, value in (("_registered", [None]), ("_probed", {}), ("_usable", {}), ("_interpreted", lambda: False)):
+        monkeypatch.setattr(triton, name, value)
+    monkeypatch.setattr(triton, "operators", SimpleNamespace(moments=moments), raising=False)
+    monkeypatch.setattr(torch, "zeros", make)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: seen.capturing)
+    return seen
+
+
+def test_each_device_is_tried_once_and_answers_for_itself(launches):
+    launches.errors = [RuntimeError("no kernel image")]
+    with pytest.warns(UserWarning, match="no kernel image"):
+        assert not triton._takes(1, torch.float32)
+    assert triton._takes(0, torch.float32)
+    assert not triton._takes(1, torch.float32)
+    assert triton._takes(0, torch.bfloat16)
+    assert launches.devices == ["cuda:1", "cuda:0"]
+
+
+def test_a_want_of_memory_is_not_remembered(launches):
+    launches.errors = [torch.OutOfMemoryError("CUDA out of memory")]
+    with pytest.warns(UserWarning, match="out of memory"):
+        assert not triton._takes(0, torch.float32)
+    assert triton._takes(0, torch.float32)
+
+
+def test_a_capture_loads_nothing_and_its_answer_is_not_remembered(launches):
+    launches.capturing = True
+    with pytest.warns(UserWarning, match="run a step before"):
+        assert not triton._takes(0, torch.float32)
+    assert not launches.tensors
+    launches.capturing = False
+    assert triton._takes(0, torch.float32)
+
+
+def test_the_first_use_among_fake_tensors_launches_with_memory(launches):
+    with FakeTensorMode():
+        assert triton._takes(0, torch.float32)
+    assert type(launches.tensors[0]) is torch.Tensor
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -12,12 +12,14 @@ go to the formulas too: they are rare, and each would be a case in every kernel.
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from evenorm import formulas
 from evenorm.engines.cpu import is_dy, residual_gradient
@@ -29,17 +31,25 @@ Maybe = Tensor | None
 
 _DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
-_state: list[str | None] = []  # what `available` found, once it has looked
+_registered: list[str | None] = []  # what `_load` found, once it has been called
+_probed: dict[int, str | None] = {}  # what a launch on a device showed
 _usable: dict[tuple[int | None, torch.dtype], bool] = {}
+_lock = threading.RLock()  # of these three: operators can be registered once
 _operators = torch.ops.evenorm_triton
 OLDEST, OLDEST_BFLOAT16 = (7, 0), (8, 0)  # compute capabilities: Triton's own, and that with bfloat16 arithmetic
 
 
-def available() -> str | None:
-    """Return None where the kernels can be used, else the reason why not; looks once, at the first call."""
-    if not _state:
-        _state.append(_load())
-    return _state[0]
+def available(index: int | None = None) -> str | None:
+    """Return None where the kernels can be used on a device, else why not; without index, the current one.
+
+    Looks once at each device, by a launch. What may be otherwise the next time, it does not remember.
+    """
+    with _lock:
+        if not _registered:
+            _registered.append(_load())
+        if _registered[0] is not None or _interpreted():
+            return _registered[0]
+        return _launches(torch.cuda.current_device() if index is None else index)
 
 
 def supports(x: Tensor) -> bool:
@@ -54,6 +64,7 @@ def supports(x: Tensor) -> bool:
 
 
 def _load() -> str | None:
+    """Import Triton and register the operators; return why that cannot be."""
     if os.environ.get("EVENORM_ENGINE", "").lower() == "off":
         return "switched off by EVENORM_ENGINE=off"
     if not (_interpreted() or torch.cuda.is_available()):
@@ -62,13 +73,34 @@ def _load() -> str | None:
         from evenorm.engines.triton import operators
 
         operators.register()
-        if not _interpreted():  # a launch, since Triton needs a compiler and a driver that fit
-            operators.moments(torch.zeros(2, 1, device="cuda"), None, None)
     except ImportError as error:
         return f"Triton is not installed: {error}"
     except Exception as error:  # whatever a broken installation raises, the formulas work
-        return f"Triton does not work: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return _broken(error)
     return None
+
+
+def _launches(index: int) -> str | None:
+    """Launch a kernel on a device, since Triton needs a compiler and a driver that fit; return what went wrong."""
+    if index in _probed:
+        return _probed[index]
+    if torch.cuda.is_current_stream_capturing():
+        return "its first use is within the capture of a CUDA graph, where nothing can be loaded; run a step before"
+    from evenorm.engines.triton import operators
+
+    try:
+        with _disable_current_modes():  # torch.compile's fake tensors have no memory
+            operators.moments(torch.zeros(2, 1, device=f"cuda:{index}"), None, None)
+        _probed[index] = None
+    except Exception as error:  # as above
+        if "out of memory" in str(error).lower():  # there may be some the next time
+            return _broken(error)
+        _probed[index] = _broken(error)
+    return _probed[index]
+
+
+def _broken(error: Exception) -> str:
+    return f"Triton does not work: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _interpreted() -> bool:
@@ -80,8 +112,10 @@ def _takes(index: int | None, dtype: torch.dtype) -> bool:
     """Tell whether the kernels run with a dtype on a device; warn once of each that they do not."""
     known = _usable.get((index, dtype))
     if known is None:
-        reason = available() or _too_old(index, dtype)
-        known = _usable[index, dtype] = reason is None
+        reason = available(index) or _too_old(index, dtype)
+        known = reason is None
+        if known or _registered[0] is not None or index in _probed:  # else the next call may find otherwise
+            _usable[index, dtype] = known
         if reason is not None and not reason.startswith("switched off"):
             warnings.warn(f"evenorm's GPU engine is not used, torch's operations are: {reason}", stacklevel=2)
     return known
