@@ -137,12 +137,38 @@ def shown(capsys, *arguments):
 )
 def test_what_is_printed_fits_a_terminal(arguments, told, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(torch, "compile", lambda module: module)
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
     printed = shown(capsys, *arguments)
     assert max(map(len, printed.splitlines())) <= 80
     for text in told:
         assert text in printed
     assert "…" not in printed  # nothing was cut off
+
+
+def test_a_pipe_gets_whole_cells(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
+    monkeypatch.setattr(table, "_time", lambda seconds: "1234567.89 microseconds")
+    line = next(
+        line for line in shown(capsys, "bn", "--rows", "60x100", "--compile").splitlines() if "60×100" in line
+    )
+    assert line.count("1234567.89 microseconds") == 3
+
+
+def test_each_row_is_compiled_for_its_own_size(monkeypatch):
+    """Torch gives up on a function after its eighth size, and from the second on it compiles for any."""
+    sizes = []
+
+    def backend(graph, inputs):
+        sizes.extend({tuple(t.shape) for t in inputs if isinstance(t, torch.Tensor) and t.dim() == 2})
+        return graph
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **given: real(module, backend=backend, **given))
+    rows = [Row((4 + size, 3)) for size in range(10)]
+    for row in rows:
+        compare(row, BLOCKS["bn"], Plan([row], [], training=False, compiled=True, rounds=3, seconds=1e-4))
+    assert sizes == [row.shape for row in rows]
 
 
 def test_every_row_is_named_once():

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import nn
 
 from evenorm.bench import cuda
+from evenorm.bench.contenders import Inputs
 from evenorm.bench.rows import BLOCKS, Row
 from evenorm.cli import main
 
@@ -22,7 +24,7 @@ def clock(runs: Sequence[cuda.Run], repeats: int) -> float:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_ours_is_right_and_all_run_on_the_same_inputs(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda module: module)  # minutes, and a compiler
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)  # minutes, and a compiler
     row, block = Row((4, 3, 5, 5), channels_last=True), BLOCKS["bn-add-relu"]
     result = cuda.measure(row, block, "float32", training, 3, cache=4096, speed=1e9, timer=clock, device="cpu")
     assert result.right
@@ -32,6 +34,26 @@ def test_ours_is_right_and_all_run_on_the_same_inputs(training: bool, monkeypatc
     assert result.seconds["ours"] == pytest.approx(1e-3 * sets)
     floor = 3 + 4 * training  # tensors read or written, with a residual
     assert result.share == pytest.approx(floor * 1200 / (1e-3 * sets) / 1e9)
+
+
+class OtherSideOfZero(nn.BatchNorm2d):
+    """ReLU whose slope at 0 is 1, as rounding leaves it for one of some hundred million values."""
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        z = super().forward(x) + residual
+        return torch.where(z >= 0, z, 0)
+
+
+def test_a_sign_next_to_zero_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    row, block = Row((8, 2, 64, 64)), BLOCKS["bn-add-relu"]
+    x, residual, cotangent = torch.randn(3, *row.shape, generator=torch.Generator().manual_seed(0)).sign()
+    x[0, :, 0, 0], residual[0, :, 0, 0] = 0, 0
+    x[4:] = -x[:4]  # so that the mean is 0 and z is too, there
+    inputs = Inputs(x.requires_grad_(), residual.requires_grad_(), cotangent)
+    monkeypatch.setattr(cuda, "ours", lambda row, block: OtherSideOfZero(row.shape[1]))
+    assert cuda._error(row, block, True, inputs) < 1e-4
+    monkeypatch.setattr(cuda, "NEAR_ZERO", 0.0)
+    assert cuda._error(row, block, True, inputs) > 1e-1
 
 
 def test_inputs_rotate_past_the_cache() -> None:
@@ -66,6 +88,9 @@ def test_the_rows_are_those_of_a_resnet_and_some_more() -> None:
         (["--dtype", "int8"], "--dtype must be one of"),
         (["--rows", "7x9"], "is in none of the shapes"),
         (["nonsense"], "BLOCK must be one of"),
+        (["--rounds", "0"], "--rounds must be at least 3"),
+        (["--compile"], "--compile and --threads are for --device cpu"),
+        (["--threads", "2"], "--compile and --threads are for --device cpu"),
     ],
 )
 def test_bad_options(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,10 @@ def bench(
     if device == "cuda":
         from evenorm.bench import cuda
 
+        if compiled or threads is not None:
+            raise ValueError(
+                "--compile and --threads are for --device cpu, leave them out; a GPU times torch.compile anyway"
+            )
         told = print_json if as_json else None
         raise typer.Exit(cuda.run(blocks or [], rows, dtype, not evaluation, rounds, told))
     from evenorm.bench import command

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from evenorm.bench import options, table
-from evenorm.bench.measure import DTYPES, Plan, Result, measure
+from evenorm.bench.measure import DTYPES, Plan, Result, measure, require_rounds
 from evenorm.bench.rows import BLOCKS, ROWS
+from evenorm.printing import wide_console
 
 OPTIONS = "options"  # the name of the block that compares the layer with itself
 
@@ -33,8 +34,7 @@ def plan(blocks: Sequence[str], rows: str, dtype: str, training: bool, compiled:
         )
     if dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if rounds < 3:
-        raise ValueError(f"--rounds must be at least 3 for a median with quartiles, got {rounds}")
+    require_rounds(rounds)
     known = options.ROWS if OPTIONS in blocks else ROWS
     chosen = [row for row in known if rows.replace("x", "×") in row.name]
     if not chosen:
@@ -76,7 +76,7 @@ def _run_options(plan: Plan, print_json: Callable[[Any], None] | None) -> int:
 
 def _console() -> Console:
     """Return the console of the results, with the machine on its first line."""
-    console, about = Console(), table.machine()
+    console, about = wide_console(), table.machine()
     console.print(f"{about['processor']}, {about['threads']} threads, torch {about['torch']}", highlight=False)
     return console
 

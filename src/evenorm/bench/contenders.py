@@ -54,6 +54,16 @@ def ours(row: Row, block: Block) -> nn.Module:
     return evenorm.BatchNorm(row.shape[1], activation=block.activation)
 
 
+def compiled(module: nn.Module) -> nn.Module:
+    """Return the module compiled for its own sizes, whatever has been compiled before.
+
+    Else torch would compile for any size from the second row on, and not at all from the ninth.
+    """
+    torch.compiler.reset()
+    found: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]  # a callable to mypy, a module in fact
+    return found
+
+
 def runner(module: nn.Module, inputs: Inputs, training: bool) -> Run:
     """Return a call that runs the module: forward and backward in training, forward alone in evaluation."""
     module.train(training)

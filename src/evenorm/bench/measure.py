@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evenorm.bench.contenders import Inputs, Run, floor_in_clones, make_inputs, ours, runner, theirs
+from evenorm.bench.contenders import Inputs, Run, compiled, floor_in_clones, make_inputs, ours, runner, theirs
 from evenorm.bench.rows import SMALL, Block, Row
 
 DTYPES = {
@@ -58,6 +58,12 @@ class Result:
         return self.elements >= SMALL
 
 
+def require_rounds(rounds: int) -> None:
+    """Raise unless there are as many rounds as quartiles need."""
+    if rounds < 3:
+        raise ValueError(f"--rounds must be at least 3 for a median with quartiles, got {rounds}")
+
+
 def measure(plan: Plan) -> Iterator[Result]:
     """Yield the result of each row and block."""
     for block in plan.blocks:
@@ -76,7 +82,7 @@ def compare(row: Row, block: Block, plan: Plan) -> Result:
     errors = {name: _error(run(), exact) for name, run in runs.items()}
     del exact
     if plan.compiled:
-        runs["compiled"] = runner(torch.compile(theirs(row, block)), inputs, plan.training)  # type: ignore[arg-type]  # a callable to mypy, a module in fact
+        runs["compiled"] = runner(compiled(theirs(row, block)), inputs, plan.training)
     runs["clone"] = _clone(inputs)
     times = interleave(runs, plan.rounds, plan.seconds)
     ratios = [slow / fast for slow, fast in zip(times["theirs"], times["ours"], strict=True)]
