@@ -34,7 +34,7 @@ TIERS = (
     {"engines"},
     {"workers"},
     {"checks"},
-    {"autograd", "environment", "inputs", "outputs", "printing", "updates"},
+    {"autograd", "environment", "inputs", "kept", "outputs", "printing", "updates"},
     {"command_line"},
     {"functional"},
     {"layers"},

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.parameter import UninitializedBuffer
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from evenorm import functional, updates, workers
 from evenorm.averages import Average, Cumulative, Exponential, Window
 from evenorm.checks import OnNonfinite, OnSingle, check, check_count, check_eps, check_options
 from evenorm.engines import cpu
+from evenorm.kept import Kept
 from evenorm.moments import Moments, virtual_batches
 from evenorm.renorm import Anchor, Renorm, keep, recall, remember
 from evenorm.workers import Group
@@ -31,7 +29,7 @@ _FOR_SINGLE = "on_single='population' normalises such a batch by the running sta
 _CONVERT_SYNC = inspect.unwrap(nn.SyncBatchNorm.convert_sync_batchnorm).__code__
 
 
-class Layer(_NormBase):
+class Layer(Kept):
     """What all the layers share: evenorm's options, and the forward that follows them.
 
     The options' defaults stand on the class, so that a torch.nn layer which takes one of our classes, as
@@ -46,8 +44,6 @@ class Layer(_NormBase):
     process_group: Group = None
     frozen: bool = False  # normalise by the running statistics and leave them alone, in training too
     name: str = ""  # the dotted name in a network, where a tool has walked it
-    running_mean: Tensor | None
-    running_var: Tensor | None
     _average: Exponential | Window | None = None
     gathers: bool = False  # whether a `one_update` is under way
     step: Moments | None = None  # what it has gathered so far
@@ -97,14 +93,6 @@ class Layer(_NormBase):
             self.average = average
         self.complete_()
 
-    def complete_(self) -> None:
-        """Add what a torch.nn layer does not have: wide statistics, and a counter that no checkpoint holds."""
-        self._widen_statistics(dict(self._buffers))
-        if self.track_running_stats and "nonfinite_batches" not in self._buffers:
-            device = None if self.num_batches_tracked is None else self.num_batches_tracked.device
-            counter = torch.zeros((), dtype=torch.long, device=device)
-            self.register_buffer("nonfinite_batches", counter, persistent=False)
-
     @property
     def activation(self) -> str | nn.Module | None:
         """What is applied in the same pass; may be set on a live layer."""
@@ -136,14 +124,6 @@ class Layer(_NormBase):
         elif self.momentum is None:
             self.momentum = 0.1  # None would mean Cumulative
         self._make_window()
-
-    def _make_window(self) -> None:
-        """Keep the buffers that a window needs, filled with what the layer knows, and no others."""
-        for name in ("mean", "var"):
-            self._buffers.pop(f"window_{name}", None)
-            known = self._buffers.get(f"running_{name}")
-            if isinstance(self._average, Window) and not isinstance(known, UninitializedBuffer | None):
-                self.register_buffer(f"window_{name}", known.detach().expand(self._average.size, -1).clone())
 
     def forward(self, input: Tensor, *, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Normalise, add the residual, activate; where the mask is False, give 0. See the class."""
@@ -240,13 +220,6 @@ class Layer(_NormBase):
         if self.step is not None and self.running_mean is not None and self.running_var is not None:
             self._commit_(self.running_mean, self.running_var, self.step)
 
-    def reset_running_stats(self) -> None:
-        """Reset the running statistics to 0 and 1, as torch does, and the count of non-finite batches."""
-        super().reset_running_stats()
-        counter = self._buffers.get("nonfinite_batches")
-        if counter is not None:
-            counter.zero_()
-
     def extra_repr(self) -> str:
         """Return torch's line, and the options that differ from torch's behaviour."""
         ours = {
@@ -270,44 +243,6 @@ class Layer(_NormBase):
                 "call evenorm.set_process_group(model, 'world') instead, which pools over the same workers"
             )
         return super().named_children()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles are made of; see `workers.Held` for the process group."""
-        group = vars(self).get("process_group")
-        return vars(self) | ({"process_group": workers.Held(group)} if isinstance(group, ProcessGroup) else {})
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the state of a copy or a pickle, as torch does."""
-        held = state.get("process_group")
-        super().__setstate__(state | ({"process_group": held.group} if isinstance(held, workers.Held) else {}))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Layer:
-        """Move or cast as torch does, but leave statistics in float32 where the cast would narrow them."""
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        self._widen_statistics(before)
-        return self
-
-    def _widen_statistics(self, source: dict[str, Tensor | None]) -> None:
-        for name, buffer in self._buffers.items():
-            if buffer is not None and buffer.is_floating_point() and buffer.itemsize < 4:
-                known = source[name]
-                assert known is not None
-                self._buffers[name] = known.to(device=buffer.device, dtype=torch.float32)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Load as torch does; a checkpoint without a window fills ours with its running statistics."""
-        if isinstance(self._average, Window):
-            for name in ("mean", "var"):
-                known, ours = state_dict.get(f"{prefix}running_{name}"), self._buffers.get(f"running_{name}")
-                if known is None or ours is None:
-                    continue
-                window = known.expand(self._average.size, -1).clone()
-                window = state_dict.setdefault(f"{prefix}window_{name}", window)
-                if isinstance(ours, UninitializedBuffer):  # torch makes its own buffers as it loads them
-                    self.register_buffer(f"window_{name}", torch.empty_like(window, device=ours.device))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._widen_statistics(dict(self._buffers))
 
 
 class BatchNorm(Layer, _BatchNorm):

@@ -1,0 +1,86 @@
+"""What a layer keeps: buffers that torch's has not, and how all of it is reset, moved, copied and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import UninitializedBuffer
+
+from evenorm import workers
+from evenorm.averages import Exponential, Window
+from evenorm.workers import Group
+
+
+class Kept(_NormBase):
+    """The state of a layer, without what it computes."""
+
+    process_group: Group
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    _average: Exponential | Window | None
+
+    def complete_(self) -> None:
+        """Add what a torch.nn layer does not have: wide statistics, and a counter that no checkpoint holds."""
+        self._widen_statistics(dict(self._buffers))
+        if self.track_running_stats and "nonfinite_batches" not in self._buffers:
+            device = None if self.num_batches_tracked is None else self.num_batches_tracked.device
+            counter = torch.zeros((), dtype=torch.long, device=device)
+            self.register_buffer("nonfinite_batches", counter, persistent=False)
+
+    def _make_window(self) -> None:
+        """Keep the buffers that a window needs, filled with what the layer knows, and no others."""
+        for name in ("mean", "var"):
+            self._buffers.pop(f"window_{name}", None)
+            known = self._buffers.get(f"running_{name}")
+            if isinstance(self._average, Window) and not isinstance(known, UninitializedBuffer | None):
+                self.register_buffer(f"window_{name}", known.detach().expand(self._average.size, -1).clone())
+
+    def reset_running_stats(self) -> None:
+        """Reset the running statistics to 0 and 1, as torch does, and the count of non-finite batches."""
+        super().reset_running_stats()
+        counter = self._buffers.get("nonfinite_batches")
+        if counter is not None:
+            counter.zero_()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles are made of; see `workers.Held` for the process group."""
+        group = vars(self).get("process_group")
+        return vars(self) | ({"process_group": workers.Held(group)} if isinstance(group, ProcessGroup) else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a copy or a pickle, as torch does."""
+        held = state.get("process_group")
+        super().__setstate__(state | ({"process_group": held.group} if isinstance(held, workers.Held) else {}))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Kept:
+        """Move or cast as torch does, but leave statistics in float32 where the cast would narrow them."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        self._widen_statistics(before)
+        return self
+
+    def _widen_statistics(self, source: dict[str, Tensor | None]) -> None:
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.is_floating_point() and buffer.itemsize < 4:
+                known = source[name]
+                assert known is not None
+                self._buffers[name] = known.to(device=buffer.device, dtype=torch.float32)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Load as torch does; a checkpoint without a window fills ours with its running statistics."""
+        if isinstance(self._average, Window):
+            for name in ("mean", "var"):
+                known, ours = state_dict.get(f"{prefix}running_{name}"), self._buffers.get(f"running_{name}")
+                if known is None or ours is None:
+                    continue
+                window = known.expand(self._average.size, -1).clone()
+                window = state_dict.setdefault(f"{prefix}window_{name}", window)
+                if isinstance(ours, UninitializedBuffer):  # torch makes its own buffers as it loads them
+                    self.register_buffer(f"window_{name}", torch.empty_like(window, device=ours.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._widen_statistics(dict(self._buffers))
