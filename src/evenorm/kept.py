@@ -27,10 +27,13 @@ class Kept(_NormBase):
     def complete_(self) -> None:
         """Add what a torch.nn layer does not have: wide statistics, and a counter that no checkpoint holds."""
         self._widen_statistics(dict(self._buffers))
-        if self.track_running_stats and "nonfinite_batches" not in self._buffers:
-            device = None if self.num_batches_tracked is None else self.num_batches_tracked.device
-            counter = torch.zeros((), dtype=torch.long, device=device)
-            self.register_buffer("nonfinite_batches", counter, persistent=False)
+        mean = self._buffers.get("running_mean")
+        if mean is not None and "nonfinite_batches" not in self._buffers:  # in a `no_update` too
+            self._make_counter(mean.device)
+
+    def _make_counter(self, device: torch.device) -> None:
+        counter = torch.zeros((), dtype=torch.long, device=device)
+        self.register_buffer("nonfinite_batches", counter, persistent=False)
 
     def _make_window(self) -> None:
         """Keep the buffers that a window needs, filled with what the layer knows, and no others."""
@@ -48,9 +51,13 @@ class Kept(_NormBase):
             counter.zero_()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles are made of; see `workers.Held` for the process group."""
-        group = vars(self).get("process_group")
-        return vars(self) | ({"process_group": workers.Held(group)} if isinstance(group, ProcessGroup) else {})
+        """Return what copies and pickles are made of: not what a `one_update` gathers, which ends without them.
+
+        See `workers.Held` for the process group.
+        """
+        state = {name: value for name, value in vars(self).items() if name not in ("gathers", "step")}
+        group = state.get("process_group")
+        return state | ({"process_group": workers.Held(group)} if isinstance(group, ProcessGroup) else {})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the state of a copy or a pickle, as torch does."""
@@ -65,6 +72,9 @@ class Kept(_NormBase):
         return self
 
     def _widen_statistics(self, source: dict[str, Tensor | None]) -> None:
+        batches = self._buffers.get("num_batches_tracked")
+        if batches is not None and batches.dtype != torch.long:  # a mean of several layers' counts, say
+            self._buffers["num_batches_tracked"] = batches.long()
         for name, buffer in self._buffers.items():
             if buffer is not None and buffer.is_floating_point() and buffer.itemsize < 4:
                 known = source[name]
@@ -72,7 +82,11 @@ class Kept(_NormBase):
                 self._buffers[name] = known.to(device=buffer.device, dtype=torch.float32)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Load as torch does; a checkpoint without a window fills ours with its running statistics."""
+        """Load as torch does; a checkpoint without a window fills ours with its running statistics.
+
+        The count of non-finite batches, which no checkpoint holds, starts again, where the statistics now are: it
+        may have been on "meta", or be memory that `to_empty` gave.
+        """
         if isinstance(self._average, Window):
             for name in ("mean", "var"):
                 known, ours = state_dict.get(f"{prefix}running_{name}"), self._buffers.get(f"running_{name}")
@@ -84,3 +98,9 @@ class Kept(_NormBase):
                     self.register_buffer(f"window_{name}", torch.empty_like(window, device=ours.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._widen_statistics(dict(self._buffers))
+        mean, counter = self._buffers.get("running_mean"), self._buffers.get("nonfinite_batches")
+        if mean is not None and counter is not None and f"{prefix}running_mean" in state_dict:
+            if counter.device == mean.device:
+                counter.zero_()
+            else:
+                self._make_counter(mean.device)
