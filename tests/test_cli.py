@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -101,6 +102,24 @@ def test_json_is_json(
     assert content["report"] == str(tmp_path / "report.html")
     assert content["experiments"][0]["verdict"] == "REPRODUCED"
     assert content["experiments"][0]["endpoints"][0]["low"] == 3.0
+
+
+@pytest.mark.parametrize("command", ["run", "report"])
+def test_json_holds_no_nan(
+    command: str,
+    finished: list[tuple[object, ...]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exactly = dataclasses.replace(ENDPOINT, p_value=float("nan"), high=float("inf"))
+    analysis = dataclasses.replace(ANALYSIS, endpoints=(exactly,), configuration={"rate": float("nan")})
+    monkeypatch.setattr(run, command, lambda *arguments, **more: [analysis])
+    assert call("lab", command, "--json", "--out", str(tmp_path)) == 0
+    (told,) = json.loads(capsys.readouterr().out)["experiments"]
+    assert (told["endpoints"][0]["p_value"], told["endpoints"][0]["high"]) == (None, None)
+    assert told["verdict"] == "REPRODUCED"
+    assert "figures" not in told
 
 
 @pytest.mark.parametrize("command", ["run", "report"])

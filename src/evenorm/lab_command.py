@@ -287,7 +287,9 @@ def _verdict(verdict: Verdict, lang: Language) -> str:
 
 
 def _numbers(analysis: Analysis) -> dict[str, Any]:
-    """Return an analysis without its plots."""
-    content = dataclasses.asdict(analysis)
+    """Return an analysis without its plots, as JSON has it: what is no number there, such as NaN, is null."""
+    from evenorm.lab.page_data import plain
+
+    content: dict[str, Any] = plain(dataclasses.replace(analysis, figures=()))
     del content["figures"]
     return content
