@@ -81,7 +81,7 @@ test-triton-sanitize: $(PACKAGE) $(TRITON) ## the GPU engine's tests under compu
 
 clean: ## remove .venv and all that was built; results/ stays
 	@rm -rf .venv build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
-	@find src tests bench docs -name __pycache__ -prune -exec rm -rf {} +
+	@find src tests docs -name __pycache__ -prune -exec rm -rf {} +
 	@find src -name '*.so' -delete -o -name _engine_missing.txt -delete
 
 $(TOOLS): pyproject.toml constraints.txt

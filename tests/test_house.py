@@ -109,7 +109,7 @@ def test_no_module_imports_itself_in_a_circle():
     TopologicalSorter(inner).prepare()
 
 
-@pytest.mark.parametrize("folder", ["src", "tests", "bench"])
+@pytest.mark.parametrize("folder", ["src", "tests"])
 def test_files_are_named_after_what_they_hold(folder):
     for path in (ROOT / folder).rglob("*"):
         assert path.stem.strip("_") not in MEANINGLESS, f"{path.relative_to(ROOT)} says nothing"
