@@ -26,19 +26,22 @@ ROUNDS = 300
 def contenders(shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[[], object]]:
     """Return what is compared: forward and backward, alone and pooled, and the two messages by themselves.
 
-    "in place" is the layer alone that sends two bare messages where the pooled one sends its own: after the forward
-    and after the backward, when the workers have had time to run apart.
+    "in place" is the layer alone that sends bare messages where the pooled one sends its own: after the forward and
+    after the backward, when the workers have had time to run apart.
     """
     x, dy = (torch.randn(shape, device=device) for _ in range(2))
     x.requires_grad_()
     alone, together = (evenorm.BatchNorm(shape[1], process_group=group).to(device) for group in (None, "world"))
-    messages = [torch.zeros(1, 2 * shape[1] + more, dtype=torch.float64, device=device) for more in (1, 0)]
+    group, channels = dist.group.WORLD, shape[1]
+    forward = [2 * channels + 1] if group is None or workers.few(group) else [channels + 1, 2 * channels]
+    sizes = [*forward, 2 * channels]
+    messages = [torch.zeros(1, size, dtype=torch.float64, device=device) for size in sizes]
 
     def step(layer: evenorm.BatchNorm, sent: Sequence[Tensor] = ()) -> None:
         y = layer(x)
-        send(sent[:1])
+        send(sent[:-1])
         torch.autograd.grad(y, (x, layer.weight, layer.bias), dy)
-        send(sent[1:])
+        send(sent[-1:])
 
     return {
         "alone": lambda: step(alone),
@@ -53,7 +56,7 @@ def send(messages: Sequence[Tensor]) -> None:
     group = dist.group.WORLD
     assert group is not None
     for message in messages:
-        if dist.get_world_size() <= workers.GATHER_UP_TO:
+        if workers.few(group):
             workers.gather(message, group)
         else:
             dist.all_reduce(message)

@@ -202,6 +202,19 @@ def test_bad_groups() -> None:
     with pytest.raises(ValueError, match="1 splits its batch"):
         evenorm.set_process_group(split, "world")
     assert type(split[0]) is nn.BatchNorm1d
+    with pytest.raises(
+        ValueError, match=r"not in the layer's process_group, as torch\.distributed\.new_group told"
+    ):
+        evenorm.set_process_group(nn.BatchNorm1d(3), dist.GroupMember.NON_GROUP_MEMBER)
+    live, told = evenorm.BatchNorm1d(3), "process_group must be None, 'world' or a torch ProcessGroup, got 'wrld'"
+    live.process_group = "wrld"
+    for use in (
+        lambda: live(torch.randn(4, 3)),
+        lambda: evenorm.pool_running_statistics_(live, "wrld"),
+        lambda: evenorm.calibrate(live, iter([1 / 1]), process_group="wrld"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            use()
 
 
 def test_torchs_conversion_to_sync_batch_norm_is_loud() -> None:

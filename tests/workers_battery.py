@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -177,14 +178,74 @@ def images_of_different_sizes(rank: int, world: int) -> None:
     near(together.running_var, alone.running_var, torch.float32)
 
 
-@check
-def sums_shifted_by_the_running_mean(rank: int, world: int) -> None:
-    kept, workers.GATHER_UP_TO = workers.GATHER_UP_TO, 1
+@contextmanager
+def a_large_world(large: bool = True) -> Iterator[None]:
+    """Reduce in place of gathering, as worlds of many workers do."""
+    kept, workers.GATHER_UP_TO = workers.GATHER_UP_TO, 1 if large else workers.GATHER_UP_TO
     try:
-        for dtype in (torch.float32, torch.float64):
-            compare(rank, uneven(world), dtype, process_group="world", activation="silu")
+        yield
     finally:
         workers.GATHER_UP_TO = kept
+
+
+@check
+def sums_are_reduced_in_a_large_world(rank: int, world: int) -> None:
+    with a_large_world():
+        for dtype in (torch.float32, torch.float64):
+            compare(rank, uneven(world), dtype, process_group="world", activation="silu")
+        compare(rank, [0] + [5] * (world - 1), torch.float64, process_group="world")
+        compare(rank, uneven(world), torch.float64, process_group="world", track_running_stats=False)
+
+
+@check
+def what_workers_knew_before_changes_nothing(rank: int, world: int) -> None:
+    """Running means that differ, or hold NaN: the output and derivatives of both orders are one process's."""
+    parts = uneven(world)
+    x, dy, ddx = (draw(sum(parts), 4, 3, dtype=torch.float64, seed=seed) for seed in range(3))
+
+    def run(module: nn.Module, x: Tensor, dy: Tensor, ddx: Tensor) -> list[Tensor]:
+        x = x.clone().requires_grad_()
+        y = module(x)
+        (once,) = torch.autograd.grad(y, x, dy, retain_graph=True)
+        (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+        return [y, once, dx, *torch.autograd.grad(dx, x, ddx)]
+
+    expected = run(layer(torch.float64, activation="silu"), x, dy, ddx)
+    for large in (False, True):
+        for option in ("skip", "raise"):  # one call of the engine, and the general way
+            together = layer(torch.float64, activation="silu", process_group="world", on_nonfinite=option)
+            together.running_mean[:] = torch.tensor([rank, torch.nan, -torch.inf, 1e8])
+            with a_large_world(large):
+                found = run(together, *(whole.split(parts)[rank] for whole in (x, dy, ddx)))
+            for ours, one in zip(found, expected, strict=True):
+                near(ours, one.split(parts)[rank], torch.float64)
+
+
+@check
+def an_offset_costs_a_second_derivative_no_digits(rank: int, world: int) -> None:
+    x, dy = draw(8 * world, 4, dtype=torch.float64) + 1e4, draw(8 * world, 4, dtype=torch.float64, seed=1)
+    for large in (False, True):
+        with a_large_world(large):
+            mine, whole = x.chunk(world)[rank].clone().requires_grad_(), x.clone().requires_grad_()
+            y, expected = layer(torch.float64, process_group="world")(mine), layer(torch.float64)(whole)
+            (found,) = torch.autograd.grad(y, mine, dy.chunk(world)[rank], create_graph=True)
+            near(found, torch.autograd.grad(expected, whole, dy)[0].chunk(world)[rank], torch.float64)
+
+
+@check
+def renorm_is_recomputed_with_what_it_was_tied_to(rank: int, world: int) -> None:
+    x, dy = (draw(4 * world, 4, dtype=torch.float64, seed=seed).chunk(world)[rank] for seed in range(2))
+    for large in (False, True):
+        gradients = []
+        for checkpointed in (False, True):
+            together = layer(torch.float64, process_group="world", renorm=evenorm.Renorm(3.0, 5.0, 0, 0, 0))
+            with a_large_world(large):
+                together(2 * x + 1)
+                mine = x.clone().requires_grad_()
+                y = checkpoint(together, mine, use_reentrant=False) if checkpointed else together(mine)
+                y.backward(dy)
+            gradients.append(mine.grad)
+        near(*gradients, torch.float64)
 
 
 @check
@@ -202,7 +263,7 @@ def nonfinite_batches_are_skipped_everywhere(rank: int, world: int) -> None:
 
 @check
 def sums_and_moments_have_the_same_bits_everywhere(rank: int, world: int) -> None:
-    among = workers.Workers(dist.group.WORLD, None)
+    among = dist.group.WORLD
     for seed in range(5):
         own = draw(2, 1, 200, dtype=torch.float64, seed=10 * seed + rank) * 10 ** (3 * rank)
         same_everywhere(workers.total(tuple(own), among))
@@ -285,7 +346,25 @@ def second_derivatives(rank: int, world: int) -> None:
 
 
 @check
+def transforms_of_torch_func_are_refused(rank: int, world: int) -> None:
+    together, x = layer(torch.float64, process_group="world"), draw(4, 4, dtype=torch.float64)
+    for transform in (
+        lambda: torch.func.grad(lambda x: together(x).square().sum())(x),
+        lambda: torch.func.jvp(together, (x,), (x,)),
+        lambda: torch.func.vmap(together)(x.expand(2, 4, 4)),
+    ):
+        assert "NotImplementedError: pooling over workers (process_group) does not" in _message(transform)
+
+
+@check
 def compiled_in_one_graph(rank: int, world: int) -> None:
+    for large in (False, True):
+        with a_large_world(large):
+            torch.compiler.reset()
+            compare_compiled(rank, world)
+
+
+def compare_compiled(rank: int, world: int) -> None:
     parts = uneven(world)
     x, dy = (draw(sum(parts), 4, 3, dtype=torch.float64, seed=seed) for seed in range(2))
     together, alone = layer(torch.float64, process_group="world"), layer(torch.float64)

@@ -136,7 +136,7 @@ class StepPooled(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Keep what `Step` does, and the residual, from which higher derivatives start."""
         setting, update, among = given
-        messages = workers.gather(cpu.forward_message(x, setting.mask), among.group)
+        messages = workers.gather(cpu.forward_message(x, setting.mask), among)
         y, batch = cpu.step_forward(x, weight, bias, residual, setting, update, messages)
         ctx.setting, ctx.among = _with_mask(setting, None), among
         saved = _to_rebuild(y, residual, setting.activation)
@@ -155,9 +155,9 @@ class StepPooled(torch.autograd.Function):
         if again():
             return *_differentiable(dy, (x, weight, bias, residual), setting, None, ctx.among), None
         given = (dy, x, batch, weight, bias, saved, setting)
-        group, needs_residual = ctx.among.group, ctx.needs_input_grad[3]
-        messages = workers.gather(cpu.backward_message(*given), group)
-        dx, dweight, dbias, dresidual = cpu.step_backward(*given, needs_residual, messages, group.rank())
+        needs_residual = ctx.needs_input_grad[3]
+        messages = workers.gather(cpu.backward_message(*given), ctx.among)
+        dx, dweight, dbias, dresidual = cpu.step_backward(*given, needs_residual, messages, ctx.among.rank())
         return dx, None if weight is None else dweight, None if bias is None else dbias, dresidual, None
 
 
@@ -280,6 +280,11 @@ def train_pooled(
     among: Workers | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute what `TrainPooled` computes, in differentiable torch."""
+    if among is not None and (_of_torch_func() or forward_ad._current_level >= 0):
+        raise NotImplementedError(
+            "pooling over workers (process_group) does not run under torch.func (grad, jvp, vmap) or forward-mode "
+            "differentiation; use torch.autograd.grad, with create_graph=True for higher derivatives"
+        )
     batch = formulas.moments(x, setting.mask, setting.splits)
     if among is not None:
         batch = workers.pool_differentiably(batch, among)

@@ -6,12 +6,11 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import GroupMember, ProcessGroup
 
 from evenorm.activations import resolve
 from evenorm.averages import Average
 from evenorm.renorm import Renorm
-from evenorm.workers import Group
+from evenorm.workers import Group, check_group
 
 OnNonfinite = Literal["skip", "raise", "propagate"]
 OnSingle = Literal["raise", "population"]
@@ -135,11 +134,7 @@ def check_options(
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    outside: object = GroupMember.NON_GROUP_MEMBER
-    if process_group is outside:
-        raise ValueError("this worker is not in the layer's process_group, as torch.distributed.new_group told it")
-    if process_group is not None and process_group != "world" and not isinstance(process_group, ProcessGroup):
-        raise ValueError(f"process_group must be None, 'world' or a torch ProcessGroup, got {process_group!r}")
+    check_group(process_group)
     if process_group is not None and virtual_batch_size is not None:
         raise ValueError("give either virtual_batch_size, which splits the batch, or process_group, which joins it")
     need = {

@@ -131,7 +131,7 @@ class Layer(Kept):
         mean, var, weight, bias = self._tensors()
         check(input, mean, var, weight, bias, residual, mask)
         if self._is_ordinary():
-            among = None if self.process_group is None else workers.among(self.process_group, input, mean)
+            among = None if self.process_group is None else workers.among(self.process_group, input)
             if among is None:
                 check_count(input, mask=mask, cure=_FOR_SINGLE)
             update = self._update(mean, var)
@@ -141,7 +141,7 @@ class Layer(Kept):
         by_batch = (self.training and not self.frozen) or (mean is None and var is None)
         check_eps(self.eps, by_batch)
         pools = by_batch and self.training and self.process_group is not None
-        among = workers.among(self.process_group, input, mean) if pools else None
+        among = workers.among(self.process_group, input) if pools else None
         lonely = self.on_single == "population" and mean is not None
         if by_batch and lonely and among is None and not self.gathers and input.numel() == input.shape[1]:
             by_batch = False  # one value has no variance; of workers, in a `one_update`, it may be one of several

@@ -1,14 +1,16 @@
 """Pooling over the workers of a process group: every worker gets the moments of all their batches together.
 
-One message forward, 2 C + 1 numbers a worker, and one backward. While the world is small each worker gathers all
-messages and merges them in the order of ranks (math.md, eq. 5); in a large one, where a gathered message would grow
-with the world, sums shifted by the running mean, which is the same everywhere, are reduced instead (eq. 22). Either
-way all workers hold the same bits afterwards, and the outcome is that of one process on the concatenated batch.
+One message forward, 2 C + 1 numbers a worker, and one of 2 C backward. While the world is small each worker gathers
+all messages and merges them in the order of ranks (math.md, eq. 5). In a large one, where a gathered message would
+grow with the world, sums are reduced instead: first those that give the mean, then those about it (eq. 22), in two
+messages of C + 1 and 2 C numbers. Either way all workers hold the same bits afterwards, nothing depends on what a
+worker knew before, and the outcome is that of one process on the concatenated batch.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,13 +19,10 @@ from torch import Tensor
 from evenorm.moments import Moments
 
 Group = dist.ProcessGroup | str | None
+Workers = dist.ProcessGroup  # those to pool with, more than this one
 
-
-class Workers(NamedTuple):
-    """Those to pool with, and a vector that is the same on all of them: the running mean, where there is one."""
-
-    group: dist.ProcessGroup
-    shift: Tensor | None
+# Called with the workers and x before a layer pools, its arguments checked; see `verify`.
+before_pooling: list[Callable[[Workers, Tensor], None]] = []
 
 
 class Held:
@@ -50,32 +49,46 @@ class Held:
         )
 
 
-# Up to here gathering is taken. These messages are latency, not bandwidth: a ring gathers in W - 1 hops, a tree
-# reduces in 2 log2 W, so that the two meet between 4 and 8 workers; and a gathered merge has one order of sums for
-# any backend (docs/guide/workers.md).
-GATHER_UP_TO = 8
+# Up to here gathering is taken. These messages are latency, not bandwidth: a ring gathers in W - 1 hops, two trees
+# reduce in 4 log2 W, so that they meet at 16 workers; and a gathered merge has one order of sums for any backend
+# (docs/guide/workers.md).
+GATHER_UP_TO = 16
 
 
 def few(workers: Workers) -> bool:
     """Tell whether the world is so small that messages are gathered."""
-    return workers.group.size() <= GATHER_UP_TO
+    return workers.size() <= GATHER_UP_TO
 
 
-def among(group: Group, x: Tensor, running_mean: Tensor | None) -> Workers | None:
-    """Return whom a layer pools with, or None where this worker is alone; raises as `resolve`."""
+def check_group(group: object, name: str = "process_group") -> None:
+    """Raise unless this is what a layer can be told to pool with."""
+    outside: object = dist.GroupMember.NON_GROUP_MEMBER
+    if group is outside:
+        raise ValueError("this worker is not in the layer's process_group, as torch.distributed.new_group told it")
+    if group is not None and not isinstance(group, dist.ProcessGroup) and group != "world":
+        raise ValueError(f"{name} must be None, 'world' or a torch ProcessGroup, got {group!r}")
+
+
+def among(group: Group, x: Tensor) -> Workers | None:
+    """Return whom a layer is about to pool with, or None where this worker is alone; raises as `resolve`."""
     found = resolve(group, x)
-    return None if found is None else Workers(found, running_mean)
+    if found is not None:
+        for look in before_pooling:
+            look(found, x)
+    return found
 
 
-def resolve(group: Group, x: Tensor) -> dist.ProcessGroup | None:
+def resolve(group: Group, x: Tensor) -> Workers | None:
     """Return the torch group that can carry x between workers, or None where this worker is alone.
 
     Raises:
-        ValueError: torch.distributed is not initialised, this worker is not in the group, or the group's backend
-            cannot send x.
+        ValueError: no group, torch.distributed is not initialised, this worker is not in the group, or the group's
+            backend cannot send x.
     """
     if group is None:
         return None
+    if not isinstance(group, dist.ProcessGroup):
+        check_group(group)
     if not dist.is_available() or not dist.is_initialized():
         raise ValueError(
             "process_group needs torch.distributed to be initialised in training: call "
@@ -93,13 +106,15 @@ def resolve(group: Group, x: Tensor) -> dist.ProcessGroup | None:
 
 def pool(batch: Moments, workers: Workers) -> Moments:
     """Return the moments of all workers' batches together, as one group, (1, C), from those of this one, (1, C)."""
-    group, shift = workers
-    if shift is None or few(workers):
-        return _merge(*split(gather(torch.cat([batch.count.unsqueeze(0), batch.mean, batch.m2], dim=1), group)))
-    start = shift.to(batch.mean.dtype)
-    message = _shifted(batch.pooled(), start)
-    dist.all_reduce(message, group=group)
-    return _as_group(_unshifted(message, start))
+    if few(workers):
+        return _merge(*split(gather(torch.cat([batch.count.unsqueeze(0), batch.mean, batch.m2], dim=1), workers)))
+    batch = batch.pooled()
+    count, first = _summed(batch.count * torch.cat([torch.ones_like(batch.mean[:1]), batch.mean]), workers).split(
+        [1, len(batch.mean)]
+    )
+    start = first / count.clamp(min=1)
+    rest = _summed(_shifted(batch, start)[1:], workers)
+    return _as_group(_unshifted(torch.cat([count, rest]), start))
 
 
 def _merge(count: Tensor, mean: Tensor, m2: Tensor) -> Moments:
@@ -117,58 +132,79 @@ def _merge(count: Tensor, mean: Tensor, m2: Tensor) -> Moments:
 
 def pool_differentiably(batch: Moments, workers: Workers) -> Moments:
     """Return what `pool` returns, in a way that autograd can follow to every worker and back."""
-    batch = batch.pooled()
-    start = torch.zeros_like(batch.mean) if workers.shift is None else workers.shift.to(batch.mean.dtype)
-    return _as_group(_unshifted(Sum.apply(_shifted(batch, start), workers.group), start))
+    with torch.no_grad():  # the sums' start is a constant, of which the outcome does not depend
+        start = pool(batch, workers).mean[0]
+    return _as_group(_unshifted(Sum.apply(_shifted(batch.pooled(), start), workers), start))
 
 
 def total(sums: tuple[Tensor, Tensor], workers: Workers) -> Tensor:
     """Add up two tensors of (1, C) over the workers, in one message; return them side by side, (1, 2 C)."""
     message = torch.cat(sums, dim=1)
     if few(workers):  # in the order of ranks, hence the same bits in each run
-        return gather(message, workers.group).sum(0, keepdim=True)
-    dist.all_reduce(message, group=workers.group)
-    return message
+        return gather(message, workers).sum(0, keepdim=True)
+    return _summed(message, workers)
 
 
 # What torch.distributed's function of that name calls in the end; torch 2.13 renamed it.
 _DIRECT = "all_gather_single" if hasattr(dist.ProcessGroup, "all_gather_single") else "_allgather_base"
 
 
-def gather(message: Tensor, group: dist.ProcessGroup) -> Tensor:
+def gather(message: Tensor, workers: Workers) -> Tensor:
     """Return the vectors of all workers, (W, numbers), in the order of ranks, from this one's, (1, numbers)."""
-    rows = message.new_empty((group.size(), message.shape[1]))
-    if message.is_cpu and not torch.compiler.is_compiling():
-        # torch's function would first check what is so, and keep a record: 10 to 50 us on a core that was idle.
-        try:
-            getattr(group, _DIRECT)(rows, message).wait()
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"pooling over workers failed: {error}. If no worker died, they run different layers, or run them "
-                "differently often: `with evenorm.verify_workers(model):` says which and where"
-            ) from error
-        return rows
+    rows = message.new_empty((workers.size(), message.shape[1]))
     # torch 2.13 gave the operation a new name and warns of the old one.
     name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
-    getattr(dist, name)(rows, message, group=group)
+    if torch.compiler.is_compiling():
+        getattr(dist, name)(rows, message, group=workers)
+        return rows
+    try:
+        if message.is_cpu:
+            # torch's function would first check what is so, and keep a record: 10 to 50 us on a core that was idle.
+            getattr(workers, _DIRECT)(rows, message).wait()
+        else:
+            getattr(dist, name)(rows, message, group=workers)
+    except RuntimeError as error:
+        raise _failed(error) from error
     return rows
+
+
+def _summed(message: Tensor, workers: Workers) -> Tensor:
+    """Add up the vectors of all workers, in place of this one's, and return it."""
+    if torch.compiler.is_compiling():
+        dist.all_reduce(message, group=workers)
+        return message
+    try:
+        dist.all_reduce(message, group=workers)
+    except RuntimeError as error:
+        raise _failed(error) from error
+    return message
+
+
+def _failed(error: RuntimeError) -> RuntimeError:
+    if torch._C._current_graph_task_id() != -1:
+        return RuntimeError(
+            f"pooling over workers failed in backward: {error}. If no worker died, not all of them went backward, "
+            "or not through the same layers: what a layer pooled forward it pools backward, on all workers alike"
+        )
+    return RuntimeError(
+        f"pooling over workers failed: {error}. If no worker died, they run different layers, or run them "
+        "differently often: `with evenorm.verify_workers(model):` says which and where"
+    )
 
 
 class Sum(torch.autograd.Function):
     """The sum over workers, which all of them get; its gradient is the sum of what all of them send back."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, values: Tensor, workers: Workers) -> Tensor:
         """Add up the workers' values."""
-        ctx.group = group
-        values = values.clone()
-        dist.all_reduce(values, group=group)
-        return values
+        ctx.workers = workers
+        return _summed(values.clone(), workers)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Add up the workers' gradients, in a way that can be differentiated again."""
-        return Sum.apply(gradient.contiguous(), ctx.group), None
+        return Sum.apply(gradient.contiguous(), ctx.workers), None
 
 
 def _as_group(batch: Moments) -> Moments:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -33,8 +32,7 @@ def set_process_group(model: nn.Module, group: Group) -> nn.Module:
     >>> model[0]
     BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True, process_group=world)
     """
-    if group is not None and group != "world" and not isinstance(group, dist.ProcessGroup):
-        raise ValueError(f"group must be None, 'world' or a torch ProcessGroup, got {group!r}")
+    workers.check_group(group, "group")
     found = [(name or "the model", layer) for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)]
     for name, layer in found:
         reason = why_not_ours(layer)
