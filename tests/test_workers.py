@@ -79,8 +79,11 @@ def test_workers_that_disagree_are_told_so_without_verification(tmp_path: Path) 
     told = [json.loads(path.read_text()) for path in files]
     assert [one["dtype"] for one in told] == ["", ""]  # messages are float64 whatever the batches are
     assert told[1]["calls"] == "", "who does less waits for nobody"
-    assert "Timed out" in told[0]["calls"]
-    assert "verify_workers" in told[0]["calls"]
+    for how in ("calls", "reduced calls"):
+        assert "Timed out" in told[0][how]
+        assert "verify_workers" in told[0][how]
+    assert "pooling over workers failed in backward" in told[0]["backward"]
+    assert "not all of them went backward" in told[0]["backward"]
     # gloo ends the process that is sent more than it expects; the other one gets its error.
     assert [one.get("channels") is None for one in told] == [code != 0 for code in exits]
     survivors = [one["channels"] for one in told if "channels" in one]

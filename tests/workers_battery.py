@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -548,6 +549,52 @@ def workers_that_diverge_are_named(rank: int, world: int) -> None:
         dist.barrier()
 
 
+def late(rank: int) -> None:
+    """Come on rank 1 when the others have given up, though with the same note."""
+    together, x = layer(torch.float32, process_group="world"), draw(4, 4, dtype=torch.float32)
+    with evenorm.verify_workers(together, timeout=1):
+        together(x)
+        if rank == 1:
+            time.sleep(3)
+        together(x)
+
+
+def refused(rank: int, *given: object, **keywords: object) -> None:
+    """Call on rank 1 with arguments that the layer refuses."""
+    together, x = layer(torch.float32, process_group="world"), draw(4, 4, dtype=torch.float32)
+    with evenorm.verify_workers(together, timeout=30):
+        together(*given, **keywords) if rank == 1 else together(x)
+
+
+def skipped_by_compiled_code(rank: int) -> None:
+    """Leave out on rank 1 the forward of a network that was compiled before the block."""
+    model = nn.Sequential(nn.Linear(4, 4), layer(torch.float32, process_group="world"))
+    compiled, x = torch.compile(model, backend="eager"), draw(4, 4, dtype=torch.float32)
+    compiled(x)
+    with evenorm.verify_workers(model, timeout=30):
+        compiled(x)
+        if rank != 1:
+            compiled(x)
+
+
+@check
+def nobody_is_left_waiting_under_verification(rank: int, world: int) -> None:
+    x, wrong = draw(4, 4, dtype=torch.float32), torch.ones(3, dtype=torch.bool)
+    for run, one, others in (
+        (lambda: late(rank), "workers stopped at pooling number 2: rank", "did not come to pooling number 2"),
+        (lambda: refused(rank, x, mask=wrong), "ValueError: mask must have shape", "stopped with ValueError"),
+        (lambda: refused(rank, x[0]), "ValueError: expected 2D or higher", "stopped with ValueError"),
+        (lambda: refused(rank, [1]), "TypeError: expected a floating-point tensor", "stopped with TypeError"),
+        (lambda: refused(rank), "TypeError: Layer.forward() missing 1", "stopped with TypeError"),
+        (lambda: skipped_by_compiled_code(rank), "", "left the block"),
+    ):
+        start, told = time.monotonic(), _message(run)
+        assert (one if rank == 1 else others) in told, told
+        assert rank != 1 or one or not told
+        assert time.monotonic() - start < 20
+        dist.barrier()
+
+
 def _message(run: Callable[[], object]) -> str:
     try:
         run()
@@ -586,18 +633,22 @@ def disagreeing(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     start(rank, world, folder)
     told: dict[str, str] = {}
-    for how in ("dtype", "calls", "channels"):
+    for how in ("dtype", "calls", "reduced calls", "backward", "channels"):
         dist.barrier()
         group = dist.new_group(list(range(world)), timeout=timedelta(seconds=2))
-        told[how] = _message(lambda how=how, group=group: disagree(how if rank == 1 else "", group))
+        with a_large_world("reduced" in how):
+            told[how] = _message(lambda how=how, group=group: disagree(how if rank == 1 else "", group))
         (Path(folder) / f"disagreeing-{rank}.json").write_text(json.dumps(told))
     os._exit(0)
 
 
 def disagree(how: str, group: dist.ProcessGroup) -> None:
-    """Take two forwards; `how` says what to do otherwise."""
+    """Take two forwards and a backward; `how` says what to do otherwise."""
     channels = 3 if how == "channels" else 4
     together = layer(torch.float32, channels, process_group=group)
     x = draw(4, channels, dtype=torch.float64 if how == "dtype" else torch.float32)
-    for _ in range(1 if how == "calls" else 2):
-        together(x)
+    y = together(x)
+    if "calls" not in how:
+        y = together(x)
+        if how != "backward":
+            y.backward(torch.ones_like(y))

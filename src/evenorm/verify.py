@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from itertools import count
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d
@@ -16,6 +18,7 @@ from torch.distributed import distributed_c10d
 from evenorm import workers
 from evenorm.layers import Layer
 
+_GO = "go"
 _blocks = count()  # how many blocks this worker has opened: the same on all of them, as they run the same program
 
 
@@ -25,8 +28,9 @@ def verify_workers(model: nn.Module, timeout: float = 30.0) -> Iterator[None]:
 
     Each worker writes down the layer's name, the number of the call, the channels, dtype and mode, and reads what
     the others wrote. Where they differ, or one does not come, every worker that lives raises an error that names
-    who diverged and where, before anything is sent that could hang. Meant for finding a fault: each call costs a
-    round trip to the store that torch.distributed keeps, so do not train a whole run inside the block.
+    who diverged and where, before anything is sent that could hang. Networks run without what torch.compile made of
+    them. Meant for finding a fault: each call costs round trips to the store that torch.distributed keeps, so do
+    not train a whole run inside the block. A backward that one worker leaves out is not seen.
 
     Args:
         model: a network with evenorm layers that have a ``process_group``.
@@ -45,30 +49,59 @@ def verify_workers(model: nn.Module, timeout: float = 30.0) -> Iterator[None]:
     if not pooling:
         yield
         return
-    ledger = _Ledger(f"evenorm/verify/{next(_blocks)}", timeout)
-    hooks = [
-        layer.register_forward_pre_hook(_comparing(ledger, name), with_kwargs=True)
-        for name, layer in pooling.items()
-    ]
-    try:
-        yield
-        ledger.leave("left the block")
-    except BaseException as error:
-        ledger.leave(f"stopped with {type(error).__name__}")
-        raise
-    finally:
-        for hook in hooks:
-            hook.remove()
+    ledger = _Ledger(f"evenorm/verify/{next(_blocks)}", timeout, pooling.values())
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # what was compiled before knows nothing of hooks
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        turn = _Turn(ledger)
+        workers.before_pooling.append(turn.compare)
+        stack.callback(workers.before_pooling.remove, turn.compare)
+        for name, layer in pooling.items():
+            stack.callback(layer.register_forward_pre_hook(turn.begin(name)).remove)
+            stack.callback(layer.register_forward_hook(turn.end(name), with_kwargs=True).remove)
+        try:
+            yield
+            ledger.leave("left the block")
+        except BaseException as error:
+            ledger.leave(f"stopped with {type(error).__name__}")
+            raise
 
 
-def _comparing(ledger: _Ledger, name: str) -> Any:
-    def compare(layer: Layer, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        x = arguments[0] if arguments else keywords["input"]
-        group = workers.resolve(layer.process_group, x)
-        if group is not None:
-            ledger.compare(group, _note(name, layer, x))
+class _Turn:
+    """Which layer runs, and whether it has been compared in this forward.
 
-    return compare
+    A layer that pools is compared as it is about to, when its arguments have been found right; one that does not,
+    in evaluation say, when its forward is over.
+    """
+
+    def __init__(self, ledger: _Ledger) -> None:
+        self.ledger = ledger
+        self.current: tuple[str, Layer] | None = None
+        self.due: set[str] = set()
+
+    def begin(self, name: str) -> Any:
+        def remember(layer: Layer, inputs: Any) -> None:
+            self.current = name, layer
+            self.due.add(name)
+
+        return remember
+
+    def compare(self, group: dist.ProcessGroup, x: Tensor) -> None:
+        if self.current is not None and self.current[0] in self.due:
+            name, layer = self.current
+            self.due.discard(name)
+            self.ledger.compare(group, _note(name, layer, x))
+
+    def end(self, name: str) -> Any:
+        def compare_rest(layer: Layer, inputs: Any, keywords: dict[str, Any], y: Any) -> None:
+            if name in self.due:
+                self.due.discard(name)
+                x = inputs[0] if inputs else keywords["input"]
+                group = workers.resolve(layer.process_group, x)
+                if group is not None:
+                    self.ledger.compare(group, _note(name, layer, x))
+
+        return compare_rest
 
 
 def _note(name: str, layer: Layer, x: Tensor) -> dict[str, str]:
@@ -79,17 +112,31 @@ def _note(name: str, layer: Layer, x: Tensor) -> dict[str, str]:
 class _Ledger:
     """What this worker has written for the others to read, call by call and group by group."""
 
-    def __init__(self, prefix: str, timeout: float) -> None:
+    def __init__(self, prefix: str, timeout: float, layers: Iterable[Layer]) -> None:
         self.prefix, self.timeout = prefix, timedelta(seconds=timeout)
         self.calls: dict[str, int] = {}
+        if dist.is_available() and dist.is_initialized():  # those who hear of it if this worker leaves at once
+            named = {layer.process_group for layer in layers}
+            groups = {dist.group.WORLD if isinstance(group, str) else group for group in named}
+            self.calls = {_members(group): 0 for group in groups if isinstance(group, dist.ProcessGroup)}
 
     def compare(self, group: dist.ProcessGroup, note: dict[str, str]) -> None:
-        ranks = dist.get_process_group_ranks(group)
-        members = "-".join(map(str, ranks))
+        ranks, members = dist.get_process_group_ranks(group), _members(group)
         call = self.calls[members] = self.calls.get(members, 0) + 1
         mine = dist.get_rank()
         self._write(members, call, mine, note)
-        notes = {rank: self._read(members, call, rank, note) for rank in ranks if rank != mine}
+        verdict = f"{self.prefix}/{members}/{call}/verdict"
+
+        def read() -> dict[int, dict[str, str]]:
+            return {rank: self._read(members, call, rank, note) for rank in ranks if rank != mine}
+
+        try:
+            notes = read()
+        except BaseException as error:
+            reason = str(error) if isinstance(error, RuntimeError) else type(error).__name__
+            if _decide(verdict, f"rank {mine} stopped: {reason}") != _GO or not isinstance(error, RuntimeError):
+                raise
+            notes = read()  # the last one has come while this worker gave up, and others go on already
         differing = {rank: other for rank, other in notes.items() if other != note}
         if differing:
             found = "; ".join(f"rank {rank}: {_words(other)}" for rank, other in sorted(differing.items()))
@@ -97,6 +144,9 @@ class _Ledger:
                 f"workers diverged at pooling number {call}: rank {mine}: {_words(note)}; {found}. "
                 "All workers must run the same layers equally often, in the same mode"
             )
+        decided = _decide(verdict, _GO)
+        if decided != _GO:  # this worker came too late
+            raise RuntimeError(f"workers stopped at pooling number {call}: {decided}")
 
     def leave(self, how: str) -> None:
         """Tell those who will wait for this worker that it is not coming."""
@@ -128,6 +178,22 @@ class _Ledger:
                 f"rank {rank} did not come to pooling number {call}, {_words(mine)}, within "
                 f"{self.timeout.total_seconds():g} s; last seen: {seen}"
             ) from error
+
+
+def _members(group: dist.ProcessGroup) -> str:
+    return "-".join(map(str, dist.get_process_group_ranks(group)))
+
+
+def _decide(key: str, wanted: str) -> str:
+    """Return what was decided under the key, which is what the first worker to come wanted, so that all agree.
+
+    Without that, one that came as another gave up would find the other's note and wait for its message.
+    """
+    try:
+        decided: bytes = _store().compare_set(key, "", wanted)
+        return decided.decode()
+    except RuntimeError:  # the store is gone with its host
+        return wanted
 
 
 def _store() -> Any:
