@@ -88,13 +88,13 @@ class Train(torch.autograd.Function):
 class Step(torch.autograd.Function):
     """`Train` and the update of the running statistics in one call of the CPU engine, with y its only output.
 
-    It is the way of ordinary layers. A small one's time goes into calls like these, so they are few, and what the
-    batch was is one tensor.
+    It is the way of ordinary layers. A small layer spends its time on calls like these, so there are few, and the
+    batch's statistics are packed in one tensor.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Maybe, bias: Maybe, residual: Maybe, given: tuple[Any, ...]) -> Tensor:
-        """As `Train`'s, and make the update; given: what `cpu.step_forward` takes beside, in its order."""
+        """As `Train`'s, and make the update; given: the remaining arguments of `cpu.step_forward`, in its order."""
         mask, splits, eps, activation, parameter = given[:5]
         y: Tensor
         y, batch = cpu.direct["step_forward"](x, weight, bias, residual, *given)
@@ -111,6 +111,10 @@ class Step(torch.autograd.Function):
             return (None,) * 5
         x, weight, bias, saved, mask, batch = ctx.saved_tensors
         needs_residual = ctx.needs_input_grad[3]
+        if torch.compiler.is_compiling():  # compiled autograd, which sees no further than `cpu.direct`
+            given = (dy, x, batch, weight, bias, saved, Setting(mask, *ctx.setting))
+            dx, dweight, dbias, dresidual = cpu.step_backward(*given, needs_residual)
+            return dx, None if weight is None else dweight, None if bias is None else dbias, dresidual, None
         if torch.is_grad_enabled() or transformed_eagerly():
             setting = Setting(mask, *ctx.setting)
             return *_derived(dy, x, weight, bias, saved, setting, needs_residual), None

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from evenorm import engines, formulas
 from evenorm.averages import Average, Cumulative, Window
@@ -45,14 +46,15 @@ def commit_(running: Running, batch: Moments, average: Average, *, skip_nonfinit
     Nothing changes where the batch holds fewer than two values per channel, for which there is no unbiased
     variance, nor, if `skip_nonfinite`, in channels where the outcome would not be finite.
     """
-    vmapped = _vmapped(batch.mean)
-    if vmapped and not _vmapped(running.mean):
+    if _vmapped(batch.mean) and not _vmapped(running.mean):
         raise ValueError(
             "vmap cannot update running statistics that its samples share; hold them back with "
             "evenorm.no_update(model) or eval(), or give each its own by functional_call with stacked buffers"
         )
+    if running.nonfinite is not None and _vmapped(running.mean) and not _vmapped(running.nonfinite):
+        running = running._replace(nonfinite=None)  # stacked state_dicts have no such counter: all would share it
     engine = engines.choose(running.mean)
-    if engine is not formulas and not vmapped and not isinstance(average, Window):
+    if engine is not formulas and not isinstance(average, Window) and not _rewritten():
         # One call in place of a dozen small operations, which would cost more than a small layer's kernels.
         mean, var, batches, _, _, nonfinite = running
         engine.track_(mean, var, batches, batch, *weight(average), skip_nonfinite, nonfinite)
@@ -92,7 +94,11 @@ def no_update(model: nn.Module) -> Iterator[None]:
     """Let forwards inside the block change no running statistics: a second forward, a probe, a graph capture.
 
     Everything else stays as it is: layers in training mode still normalise by their batch. Takes batch norm of any
-    make and restores each layer when the block ends, however it ends; blocks may be nested.
+    make and restores each layer when the block ends, however it ends; blocks may be nested. The layers carry it as
+    ``track_running_stats=False``, so a copy made inside the block keeps that.
+
+    Raises:
+        ValueError: a lazy layer has not seen its first input, by which torch makes the statistics it tracks.
 
     >>> import torch, evenorm
     >>> layer = evenorm.BatchNorm1d(3)
@@ -101,9 +107,12 @@ def no_update(model: nn.Module) -> Iterator[None]:
     >>> layer.num_batches_tracked.item()
     0
     """
-    tracking = [
-        module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
-    ]
+    named = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    for name, layer in named:
+        if layer.running_mean is not None and is_lazy(layer.running_mean):
+            found = f"{name or 'the model'} ({type(layer).__name__})"
+            raise ValueError(f"no_update: {found} makes its statistics at its first input; run one forward first")
+    tracking = [layer for _, layer in named if layer.track_running_stats]
     for layer in tracking:
         layer.track_running_stats = False
     try:
@@ -178,8 +187,23 @@ def check_finite_(nonfinite: Tensor, mean: Tensor, m2: Tensor, layer: str) -> No
         )
 
 
+def _rewritten() -> bool:
+    """Tell whether vmap or functionalize puts other operations in place of ours, for which an engine has none."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return False
+    kinds = torch._C._functorch.TransformType
+    active = torch._C._functorch.get_interpreter_stack() or ()
+    return any(one.key() in (kinds.Vmap, kinds.Functionalize) for one in active)
+
+
 def _vmapped(statistic: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(statistic)
+    if torch.compiler.is_compiling():
+        return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(statistic):  # by grad as well, in any order
+        if torch._C._functorch.is_batchedtensor(statistic):
+            return True
+        statistic = torch._C._functorch.get_unwrapped(statistic)
+    return False
 
 
 def _step(old: Tensor, new: Tensor, weight: Tensor | float) -> Tensor:

@@ -75,11 +75,24 @@ def _load() -> str | None:
     except OSError as error:
         return f"could not be loaded: {error}"
     for name, shape_of in SHAPES.items():
-        torch.library.register_fake(f"evenorm::{name}", shape_of)
+        torch.library.register_fake(f"evenorm::{name}", _on_one_device(shape_of))
     for name in ("step_forward", "step_backward"):
         operator = getattr(_operators, name).default
         direct[name] = getattr(operator, "_op", operator)
     return None
+
+
+def _on_one_device(shape_of: Callable[..., object]) -> Callable[..., object]:
+    """Refuse tensors in memory beside such as have none: one on "meta" sends the whole call here, unasked."""
+
+    def checked(*given: Any) -> object:
+        devices = {tensor.device for tensor in given if isinstance(tensor, Tensor)}
+        if len(devices) > 1:
+            other = next(device for device in devices if device.type != "cpu")
+            raise ValueError(f"all tensors must be on x's device, cpu; one is on {other}")
+        return shape_of(*given)
+
+    return checked
 
 
 def moments(x: Tensor, mask: Maybe = None, splits: Sequence[int] | None = None) -> Moments:
