@@ -108,3 +108,50 @@ def test_no_update_refuses_a_layer_without_statistics_yet(make: Callable[[], nn.
     with evenorm.no_update(net):
         net(x)
     assert net[1].num_batches_tracked == 1
+
+
+# Other ways to a layer.
+
+
+def test_a_layer_is_one_call_in_a_symbolic_trace() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.last = evenorm.BatchNorm1d(3), evenorm.BatchNorm(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.norm(x * 2, residual=x))
+
+    net, x = Residual().eval(), torch.randn(4, 3, 5)
+    traced = torch.fx.symbolic_trace(net)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["norm", "last"]
+    assert torch.equal(traced(x), net(x))
+
+
+class Positive(nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return value.abs()
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_a_parametrized_statistic(name: str, training: bool) -> None:
+    x, found = torch.randn(4, 3, 5), []
+    for layer in (nn.BatchNorm1d(3), evenorm.BatchNorm1d(3)):
+        layer.get_buffer(name).copy_(torch.tensor([-2.0, 1.0, -0.5]))
+        nn.utils.parametrize.register_parametrization(layer, name, Positive())
+        found.append(layer.train(training)(x))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_any_activation_takes_the_place_of_a_module() -> None:
+    layer, plain, x = evenorm.BatchNorm1d(3, activation=nn.PReLU()), nn.BatchNorm1d(3), torch.randn(4, 3)
+    for activation, after in (
+        ("relu", nn.ReLU()),
+        (None, nn.Identity()),
+        (nn.ELU(2.0), nn.ELU(2.0)),
+        ("silu", nn.SiLU()),
+    ):
+        layer.activation = activation
+        torch.testing.assert_close(layer(x), after(plain(x)))
+    assert list(layer.state_dict()) == list(plain.state_dict())

@@ -11,9 +11,10 @@ import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evenorm import functional, updates, workers
@@ -104,6 +105,12 @@ class Layer(Kept):
         assert not isinstance(activation, nn.Module)  # torch's __setattr__ keeps those
         self._activation = activation
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set as torch does, and let any activation take the place of a module, which torch keeps a child."""
+        if name == "activation" and not isinstance(value, nn.Module):
+            self._modules.pop(name, None)
+        super().__setattr__(name, value)
+
     @property
     def average(self) -> Average:
         """How batches become running statistics; may be set on a live layer."""
@@ -127,6 +134,8 @@ class Layer(Kept):
 
     def forward(self, input: Tensor, *, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Normalise, add the residual, activate; where the mask is False, give 0. See the class."""
+        if type(input) is not Tensor and isinstance(input, fx.Proxy):
+            return self._as_a_leaf(input, residual, mask)
         self._check_input_dim(input)
         mean, var, weight, bias = self._tensors()
         check(input, mean, var, weight, bias, residual, mask)
@@ -144,10 +153,12 @@ class Layer(Kept):
         among = workers.among(self.process_group, input) if pools else None
         lonely = self.on_single == "population" and mean is not None
         if by_batch and lonely and among is None and not self.gathers and input.numel() == input.shape[1]:
-            by_batch = False  # one value has no variance; of workers, in a `one_update`, it may be one of several
+            by_batch = (
+                False  # one value has no variance; but with workers or in a `one_update` it may be one of several
+            )
         if not by_batch:
-            if mean is None or var is None:
-                raise ValueError("running_mean and running_var must both be there or both None, got one of them")
+            assert mean is not None
+            assert var is not None  # `check` saw both
             return functional.infer(input, mean, var, weight, bias, residual, mask, self.eps, self.activation)
         if among is None:
             check_count(input, self.training, mask, lonely, cure=_FOR_SINGLE)
@@ -163,10 +174,21 @@ class Layer(Kept):
             self._commit_(mean, var, batch)
         return y
 
+    def _as_a_leaf(self, input: fx.Proxy, residual: Any, mask: Any) -> Any:
+        """Enter a symbolic trace as one call, as torch.nn's own layers do, which fx knows by their home."""
+        given = {name: value for name, value in (("residual", residual), ("mask", mask)) if value is not None}
+        tracer: Any = input.tracer  # a `fx.Tracer`, which knows modules
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
+
     def _tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """Return running_mean, running_var, weight, bias, past nn.Module's look, which takes 0.6 us for each."""
         buffers, parameters = self._buffers, self._parameters
-        if "weight" in parameters and "bias" in parameters:
+        if (
+            "weight" in parameters
+            and "bias" in parameters
+            and "running_mean" in buffers
+            and "running_var" in buffers
+        ):
             return buffers["running_mean"], buffers["running_var"], parameters["weight"], parameters["bias"]
         return self.running_mean, self.running_var, self.weight, self.bias  # parametrized, pruned or sharded
 
@@ -304,7 +326,7 @@ class BatchNorm(Layer, _BatchNorm):
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of dimensions from two on; `functional.check` says so."""
+        """Any number of dimensions from two on; `checks.check` says so."""
 
 
 class BatchNorm1d(Layer, nn.BatchNorm1d):
