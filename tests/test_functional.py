@@ -244,10 +244,52 @@ BAD = {
         "batch_norm eps must be non-negative, but got -1.0",
     ),
     "no statistics": (
-        {"running_mean": None, "training": False},
+        {"running_mean": None, "running_var": None, "training": False},
         ValueError,
         "Expected running_mean and running_var to be defined when training=False",
     ),
+    "one statistic": (
+        {"running_mean": None},
+        ValueError,
+        "running_mean and running_var must either both be None or neither be None",
+    ),
+    "a statistic that learns": (
+        {"running_var": torch.ones(3, requires_grad=True)},
+        ValueError,
+        "running_mean and running_var are constants, to which no gradient flows, got one that requires grad",
+    ),
+    "a statistic that learns, eval": (
+        {"running_mean": torch.ones(3, requires_grad=True), "training": False},
+        ValueError,
+        "running_mean and running_var are constants, to which no gradient flows, got one that requires grad",
+    ),
+    "weight's shape": (
+        {"weight": torch.ones(1, 3, 1)},
+        ValueError,
+        "weight must have shape (3,), got (1, 3, 1); flatten it first",
+    ),
+    "running_var's shape": (
+        {"running_var": torch.ones(3, 1)},
+        ValueError,
+        "running_var must have shape (3,), got (3, 1); flatten it first",
+    ),
+    "weight's type": (
+        {"weight": 1.0},
+        TypeError,
+        "weight must be a floating-point tensor of shape (C,) or None, got float",
+    ),
+    "weight's dtype": (
+        {"weight": torch.ones(3, dtype=torch.int64)},
+        TypeError,
+        "weight must be a floating-point tensor of shape (C,) or None, got torch.int64",
+    ),
+    "momentum": ({"momentum": None}, TypeError, "momentum must be a number, got None"),
+    "layout": (
+        {"x": torch.randn(4, 3, 5).to_sparse(), "training": False},
+        TypeError,
+        "expected a tensor of layout torch.strided, got torch.sparse_coo; convert it, e.g. x.to_dense()",
+    ),
+    "residual's type": ({"residual": 1.0}, TypeError, "residual must be a tensor of x's shape, got float"),
     "unknown activation": (
         {"activation": "swish"},
         ValueError,
@@ -293,6 +335,8 @@ def test_bad_arguments_of_moments() -> None:
         text = f"channel_dim must be a dimension of x, 2D or more; got {dim} for {x.dim()}D"
         with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
             evenorm.moments(x, channel_dim=dim)
+    with pytest.raises(TypeError, match=r"^expected a floating-point tensor, got list"):
+        evenorm.moments([1, 2])
     with pytest.raises(TypeError, match=r"^expected a floating-point tensor, got torch\.int64"):
         evenorm.moments(torch.ones(2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"^mask must have shape \(4, 5\) for x \(4, 3, 5\), got \(4,\)$"):

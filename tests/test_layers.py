@@ -574,7 +574,7 @@ def test_bad_options() -> None:
 def test_a_layer_with_half_of_its_statistics() -> None:
     layer = evenorm.BatchNorm1d(3).eval()
     layer.running_var = None
-    with pytest.raises(ValueError, match=r"^running_mean and running_var must both be "):
+    with pytest.raises(ValueError, match=r"^running_mean and running_var must either both be None or neither"):
         layer(noise(4, 3))
 
 

@@ -26,27 +26,56 @@ def check(
     mask: Tensor | None = None,
 ) -> None:
     """Raise the errors of `batch_norm` that concern tensors, before any work."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"expected a floating-point tensor, got {found}; convert it first, e.g. x.float()")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout is not torch.strided:
+        raise _no_input(x)
     if x.dim() < 2:
         raise ValueError(f"expected 2D or higher input (got {x.dim()}D input): (N, C, *positions)")
-    channels = x.shape[1]
-    if running_mean is not None and running_mean.numel() != channels:
-        raise _wrong_size("running_mean", running_mean, channels)
-    if running_var is not None and running_var.numel() != channels:
-        raise _wrong_size("running_var", running_var, channels)
-    if weight is not None and weight.numel() != channels:
-        raise _wrong_size("weight", weight, channels)
-    if bias is not None and bias.numel() != channels:
-        raise _wrong_size("bias", bias, channels)
+    shape = (x.shape[1],)
+    if running_mean is None or running_var is None:
+        if running_mean is not running_var:
+            raise ValueError("running_mean and running_var must either both be None or neither be None")
+    elif running_mean.shape != shape:
+        raise _wrong_size("running_mean", running_mean, shape[0])
+    elif running_var.shape != shape:
+        raise _wrong_size("running_var", running_var, shape[0])
+    if weight is not None and weight.shape != shape:
+        raise _wrong_size("weight", weight, shape[0])
+    if bias is not None and bias.shape != shape:
+        raise _wrong_size("bias", bias, shape[0])
+    if residual is not None and not isinstance(residual, Tensor):
+        raise TypeError(f"residual must be a tensor of x's shape, got {type(residual).__name__}")
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual must have x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
     if mask is not None:
         check_mask(x, mask)
 
 
+def check_vectors(**vectors: Tensor | None) -> None:
+    """Raise unless each is a floating-point tensor or None, which a layer's own are by torch.nn's care."""
+    for name, vector in vectors.items():
+        if vector is not None and not (isinstance(vector, Tensor) and vector.is_floating_point()):
+            found = vector.dtype if isinstance(vector, Tensor) else type(vector).__name__
+            raise TypeError(f"{name} must be a floating-point tensor of shape (C,) or None, got {found}")
+
+
+def check_dense(x: object) -> None:
+    """Raise unless x is a floating-point tensor in the ordinary layout."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout is not torch.strided:
+        raise _no_input(x)
+
+
+def _no_input(x: object) -> TypeError:
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return TypeError(
+            f"expected a tensor of layout torch.strided, got {x.layout}; convert it, e.g. x.to_dense()"
+        )
+    found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+    return TypeError(f"expected a floating-point tensor, got {found}; convert it first, e.g. x.float()")
+
+
 def _wrong_size(name: str, vector: Tensor, channels: int) -> ValueError:
+    if vector.numel() == channels:
+        return ValueError(f"{name} must have shape ({channels},), got {tuple(vector.shape)}; flatten it first")
     return ValueError(f"{name} should contain {channels} elements not {vector.numel()}")
 
 

@@ -16,7 +16,7 @@ from evenorm import autograd, engines, formulas, updates, workers
 from evenorm.activations import IDENTITY, TABLE, Activation, resolve
 from evenorm.autograd import exporting, transformed, transformed_eagerly, wants_gradient
 from evenorm.averages import Exponential
-from evenorm.checks import check, check_count, check_eps
+from evenorm.checks import check, check_count, check_dense, check_eps, check_vectors
 from evenorm.engines import cpu
 from evenorm.formulas import Setting, valid_only
 from evenorm.moments import Moments
@@ -84,12 +84,19 @@ def batch_norm(
     """
     if isinstance(x, Tensor) and x.dim() < 2 and x.numel() == 0:
         return x.clone()  # torch lets an empty vector through
+    check_vectors(running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     check(x, running_mean, running_var, weight, bias, residual, mask)
     check_eps(eps, training)
+    if momentum is None:
+        raise TypeError(
+            "momentum must be a number, got None; for the mean of all batches use a layer, momentum=None"
+        )
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("Expected running_mean and running_var to be defined when training=False")
         return infer(x, running_mean, running_var, weight, bias, residual, mask, eps, activation)
+    if wants_gradient(running_mean, running_var) and not transformed():
+        raise _not_constant()
     check_count(x, mask=mask, cure="training=False normalises such a batch by the running statistics")
     y, batch = train(x, weight, bias, residual, mask, None, eps, activation)
     if running_mean is not None and running_var is not None and not updates.recomputing():
@@ -121,6 +128,7 @@ def moments(x: Tensor, *, mask: Maybe = None, channel_dim: int = 1) -> Moments:
 
     Source: Chan, Golub & LeVeque 1983; docs/math.md, eq. 2 to 5.
     """
+    check_dense(x)
     if x.dim() < 2 or not -x.dim() <= channel_dim < x.dim():
         raise ValueError(f"channel_dim must be a dimension of x, 2D or more; got {channel_dim} for {x.dim()}D")
     channels_second = x.movedim(channel_dim, 1)
@@ -249,11 +257,20 @@ def infer(
     given = (x, mean, var, weight, bias, inside, setting)
     if transformed():
         y = formulas.normalize(*given)
-    elif wants_gradient(x, weight, bias, inside):
+    elif wants_gradient(x, weight, bias, inside, mean, var):
+        if mean.requires_grad or var.requires_grad:
+            raise _not_constant()
         y = autograd.apply(autograd.Infer, *given)
     else:
         y = engines.choose(x).normalize(*given)
     return y if behind is None else behind(y, mask)
+
+
+def _not_constant() -> ValueError:
+    return ValueError(
+        "running_mean and running_var are constants, to which no gradient flows, got one that requires grad; "
+        "detach() it"
+    )
 
 
 def _fuse(
