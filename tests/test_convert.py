@@ -360,7 +360,7 @@ LEFT = {
     "branch": (
         lambda: Calls(lambda m, x: plain(m, x) if x.sum() > 0 else x),
         True,
-        "Calls.forward cannot be followed",
+        "Calls.forward does not call it in every mode",
     ),
     "other activation": (
         lambda: nn.Sequential(nn.BatchNorm1d(3), nn.PReLU()),

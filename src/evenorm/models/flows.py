@@ -2,22 +2,20 @@
 
 Each module's own forward is followed by torch.fx, its children being leaves, so that one that cannot be followed
 spoils no other. A plain nn.Sequential is gone through as part of whoever calls it. A forward is followed in each
-mode, with optional arguments given and left out; what is to hold has to hold in all of these.
+mode and in every way through it; what is to hold has to hold in all of these.
 """
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evenorm.models.intact import remember_random
+from evenorm.models.reach import may_reach
 from evenorm.models.walk import LeftAloneError, hooked, names, twin
+from evenorm.models.ways import Tracer, ways
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,12 @@ class Flows:
             raise LeftAloneError(self._why_not(places[0] if places else ""))
         flow = calls[0][0].flow
         if len(calls) < len(flow.graphs):
-            raise LeftAloneError(f"{flow.forward} calls it in one mode or with some arguments only")
+            raise LeftAloneError(f"{flow.forward} does not call it in every mode and with all arguments")
         if any(name.startswith(f"{places[0]}.") for name in self.read):
             raise LeftAloneError("a forward reads its parameters or buffers directly")
+        for around in self._around(places[0]):
+            if may_reach(around.module, places[0].removeprefix(f"{around.name}.")):
+                raise LeftAloneError(f"{around.forward} cannot be followed ({around.trouble}) and may reach it")
         return [sites[0] for sites in calls]
 
     def _index(self, flow: Flow, graph: fx.Graph) -> None:
@@ -111,30 +112,17 @@ class Flows:
         for module, sites in here.items():
             self.calls.setdefault(module, []).append(sites)
 
+    def _around(self, name: str) -> list[Flow]:
+        """Return the forwards around a module that cannot be followed."""
+        return [flow for flow in self.flows if flow.trouble and f"{name}.".startswith(f"{flow.name}.".lstrip("."))]
+
     def _why_not(self, name: str) -> str:
         """Say why nobody is seen to call a module: the nearest forward around it that could not be followed."""
-        around = [
-            flow for flow in self.flows if flow.trouble and f"{name}.".startswith(f"{flow.name}.".lstrip("."))
-        ]
+        around = self._around(name)
         if not around:
             return "no forward is seen to call it"
         nearest = max(around, key=lambda flow: len(flow.name))
         return f"{nearest.forward} cannot be followed ({nearest.trouble})"
-
-
-class _Tracer(fx.Tracer):
-    """Goes through one forward and the plain Sequentials that it calls; all other modules are leaves."""
-
-    def __init__(self, originals: dict[nn.Module, nn.Module]) -> None:
-        super().__init__()
-        self.originals = originals
-        self.entered: list[nn.Module] = []
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if not plain_sequential(self.originals[m]):
-            return True
-        self.entered.append(self.originals[m])
-        return False
 
 
 def plain_sequential(module: nn.Module) -> bool:
@@ -163,10 +151,9 @@ def _flows(model: nn.Module, modes: Sequence[bool | None], places: dict[nn.Modul
         elif plain_sequential(original) and (original in entered or _taken_apart(original, called, places)):
             continue
         else:
-            tracer = _Tracer(originals)
-            flow = _follow(tracer, module, name, modes)
+            flow, sequentials = _follow(module, name, modes, originals)
             if flow.graphs:
-                entered.update(tracer.entered)
+                entered.update(sequentials)
                 called.update(filter(None, (flow.called(node) for graph in flow.graphs for node in graph.nodes)))
             yield flow
 
@@ -184,40 +171,32 @@ def _has_own_forward(module: nn.Module) -> bool:
     return inside and type(module).forward is not nn.Module.forward
 
 
-def _follow(tracer: _Tracer, module: nn.Module, name: str, modes: Sequence[bool | None]) -> Flow:
-    """Follow one forward in every mode, with its optional arguments given and left out."""
-    original = tracer.originals[module]
+def _follow(
+    module: nn.Module, name: str, modes: Sequence[bool | None], originals: dict[nn.Module, nn.Module]
+) -> tuple[Flow, list[nn.Module]]:
+    """Follow one forward in every mode and every way; return the plain Sequentials that it goes through as well.
+
+    One way that cannot be followed leaves nothing that always holds, so then there is no graph.
+    """
+    original = originals[module]
+    entered: list[nn.Module] = []
+
+    def is_leaf(child: nn.Module) -> bool:
+        if plain_sequential(originals[child]):
+            entered.append(originals[child])
+            return False
+        return True
+
     if "forward" in vars(module):
-        return Flow(original, name, (), "it was replaced on the instance")
-    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
-    optional = {p.name: p.default for p in parameters if p.default is not p.empty}
+        return Flow(original, name, (), "it was replaced on the instance"), []
     graphs: dict[str, fx.Graph] = {}
     for mode in modes:
         if mode is not None:
             for part in module.modules():
                 part.training = mode
-        trouble = ""
-        ways: list[dict[str, Any] | None] = [None, optional] if optional else [None]
-        found = 0
-        for given in ways:
-            try:
-                graph = _trace(tracer, module, given)
-            except Exception as error:
-                trouble = trouble or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-                continue
-            graphs[str(graph)] = graph
-            found += 1
-        if not found:
-            return Flow(original, name, (), trouble)
-    return Flow(original, name, tuple(graphs.values()))
-
-
-def _trace(tracer: _Tracer, module: nn.Module, given: dict[str, Any] | None) -> fx.Graph:
-    """Trace a forward; random numbers that it draws are given back."""
-    restore_random = remember_random()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return tracer.trace(module, concrete_args=given)
-    finally:
-        restore_random()
+        try:
+            graphs.update((str(graph), graph) for graph in ways(Tracer(is_leaf), module))
+        except Exception as error:
+            trouble = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            return Flow(original, name, (), trouble), []
+    return Flow(original, name, tuple(graphs.values())), entered
