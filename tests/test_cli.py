@@ -268,6 +268,54 @@ sys.exit(str(heavy) if heavy else 0)
     assert "--quick" in result.stdout
 
 
+def test_a_closed_standard_output_is_one_line() -> None:
+    code = "import sys; sys.stdout = None; from evenorm.cli import main; main()"
+    result = python(code, "info")
+    assert result.returncode == 2
+    assert result.stderr == "evenorm: standard output is closed, and results go there; leave it open\n"
+
+
+def test_without_a_command_there_is_help_and_no_empty_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["lab"]):
+        assert call(*arguments) == 2
+        captured = capsys.readouterr()
+        assert "Usage" in captured.out + captured.err
+        assert "evenorm: \n" not in captured.err
+
+
+def test_code_that_leaves_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def leave(*arguments: object, **more: object) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(run, "run", leave)
+    assert call("lab", "run", "--out", str(tmp_path)) == 2
+    assert capsys.readouterr().err == "evenorm: code that was called for left with exit(0)\n"
+
+
+def test_an_error_of_the_system_has_a_name_and_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(*arguments: object, **more: object) -> None:
+        (tmp_path / "absent").read_text()
+
+    monkeypatch.setattr(run, "run", absent)
+    assert call("lab", "run", "--out", str(tmp_path)) == 2
+    assert capsys.readouterr().err == f"evenorm: {tmp_path / 'absent'}: No such file or directory\n"
+
+
+def test_ctrl_c_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "choose", interrupt)
+    assert call("lab", "report", "--out", str(tmp_path)) == 130
+    assert capsys.readouterr().err.strip() == "evenorm: interrupted"
+
+
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     code = "from evenorm.cli import main; main()"
     process = subprocess.Popen(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 MISSING = 'evenorm: the command line needs more packages than the layers do: pip install "evenorm[lab]"'
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,16 +18,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str], debug: bool) -> int:
+    if sys.stdout is None:  # Python's way of saying that it was closed before it began
+        print("evenorm: standard output is closed, and results go there; leave it open", file=sys.stderr)
+        return 2
     try:
         from evenorm.commands import app
 
         # Not standalone: typer then reports what went wrong by raising it, and interruptions are ours.
         status = app(arguments, prog_name="evenorm", standalone_mode=False)
         sys.stdout.flush()
+        if status == INTERRUPTED:  # typer makes it of Ctrl-C, and says nothing
+            print("\nevenorm: interrupted", file=sys.stderr)
         return int(status or 0)
     except KeyboardInterrupt:
         print("\nevenorm: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+    except SystemExit as left:  # typer raises none: a module, a loader or a network of the user's did
+        if debug or left.code == 1:  # or rich, which leaves with 1 where the reader of its pipe has gone
+            raise
+        print(f"evenorm: code that was called for left with exit({left.code})", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader, `head` say, has seen enough; nothing is left to flush into
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1  # as typer has it where it meets the closed pipe itself
@@ -45,7 +56,12 @@ def _explain(error: Exception) -> int:
     """Say in a line what the user can mend and return 2; anything else is our own fault and raised again."""
     usage = getattr(error, "format_message", None)  # a usage error of typer's own
     if usage is not None:
-        print(f"evenorm: {usage()}", file=sys.stderr)
+        if usage():  # empty where no command was given: the help has been printed
+            print(f"evenorm: {usage()}", file=sys.stderr)
+        return 2
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename else ""
+        print(f"evenorm: {named}{error.strerror}", file=sys.stderr)
         return 2
     if isinstance(error, (ValueError, TypeError, OSError)):
         print(f"evenorm: {error}", file=sys.stderr)

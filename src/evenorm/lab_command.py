@@ -134,9 +134,7 @@ def run_(
                 return
             analyses = run.run(run.choose(names or []), scale, store, machines, watch=watch)
     except KeyboardInterrupt:
-        print(
-            "\nevenorm lab: interrupted; finished trials are stored. Go on with the same command.", file=sys.stderr
-        )
+        print("\nevenorm lab: finished trials are stored. Go on with the same command.", file=sys.stderr)
         raise typer.Exit(130) from None
     _finish(analyses, run.write(analyses, scale, store, out, lang.value), lang, as_json, markdown)
 
