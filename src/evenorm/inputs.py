@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights in a checkpoint
 PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
-TABLES = {".csv": "read_csv", ".parquet": "read_parquet"}  # and the function of polars that reads it
+COUNTER = "n_averaged"  # that torch.optim.swa_utils.AveragedModel keeps beside the names of its "module."
+TABLES = (".csv", ".tsv", ".parquet")
+EXAMPLES = 3  # of names that do not fit
 
 
 def load_object(spec: str, option: str) -> Any:
@@ -35,7 +38,7 @@ def load_object(spec: str, option: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{option} {spec}: importing {module_name} failed: {_told(error)}") from error
     for part in name.split("."):
         if not hasattr(found, part):
@@ -49,8 +52,8 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
 
     Args:
         spec: ``package.module:factory``; the factory is called without arguments. A network itself will do.
-        weights: read by `load_weights`; they must fit, name by name and shape by shape. A prefix of all names that
-            comes from DistributedDataParallel or torch.compile is taken off.
+        weights: read by `load_weights`; they must fit, name by name and shape by shape. Prefixes of all names that
+            come from DistributedDataParallel, torch.compile or AveragedModel are taken off, in whatever order.
 
     Raises:
         ValueError: what cannot be imported or called, or weights that do not fit.
@@ -60,21 +63,56 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
     if not isinstance(found, nn.Module):
         found = _call(found, f"--model {spec}")
     if not isinstance(found, nn.Module):
-        raise TypeError(f"--model {spec} must make a torch.nn.Module, got a {type(found).__name__}")
+        raise TypeError(f"--model {spec} must make a torch.nn.Module, got {type(found).__name__}")
     if weights is None:
         return found
-    state = load_weights(weights)
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state) and not all(
-            key.startswith(prefix) for key in found.state_dict()
-        ):
-            state = {key[len(prefix) :]: value for key, value in state.items()}
+    expected = found.state_dict()
+    state = _without_prefixes(load_weights(weights), expected)
     try:
         found.load_state_dict(state)
     except RuntimeError as error:
-        problems = " ".join(str(error).split())
+        problems = _differences(state, expected) or " ".join(str(error).split())[:500]
         raise ValueError(f"{weights} does not fit {spec}: {problems}") from error
     return found
+
+
+def _without_prefixes(state: dict[str, Tensor], expected: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return weights without what wrappers put before all names, one within another perhaps."""
+    if COUNTER in state and COUNTER not in expected:
+        state = {key: value for key, value in state.items() if key != COUNTER}
+    while True:
+        common = [prefix for prefix in PREFIXES if _begin(state, prefix) and not _begin(expected, prefix)]
+        if not common:
+            return state
+        state = {key[len(common[0]) :]: value for key, value in state.items()}
+
+
+def _begin(names: Iterable[str], prefix: str) -> bool:
+    """Return whether there are names, and all begin so."""
+    names = list(names)
+    return bool(names) and all(name.startswith(prefix) for name in names)
+
+
+def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Any]) -> str:
+    """Return in what weights differ from a network's: counts, and examples of each kind."""
+    first = next(iter(state)).partition(".")[0] + "."
+    if _begin(state, first) and not _begin(expected, first):
+        return f"every name begins with `{first}`, and the network's do not; take it off and write the weights anew"
+    tensors = {key: value for key, value in expected.items() if isinstance(value, Tensor) and not is_lazy(value)}
+    kinds = {
+        "missing": [key for key in expected if key not in state],
+        "not the network's": [key for key in state if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} where {tuple(value.shape)} is required"
+            for key, value in tensors.items()
+            if key in state and state[key].shape != value.shape
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:EXAMPLES])}{', …' * (len(names) > EXAMPLES)}"
+        for kind, names in kinds.items()
+        if names
+    )
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -86,8 +124,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        IsADirectoryError: a folder.
         ValueError: a file that is damaged, holds code, or holds no state_dict.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, and a file of weights is required")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
@@ -138,7 +179,7 @@ def load_data(spec: str, target: str | None = None, batch_size: int = 100) -> It
     found = load_object(spec, "--data")
     data = _call(found, f"--data {spec}") if callable(found) else found
     if not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
-        raise TypeError(f"--data {spec} must give an iterable of batches, got a {type(data).__name__}")
+        raise TypeError(f"--data {spec} must give an iterable of batches, got {type(data).__name__}")
     batches: Iterable[Any] = data
     return batches
 
@@ -191,7 +232,8 @@ def _read_pickle(path: Path) -> Any:
         reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0].strip()
         raise ValueError(
             f"{path} is refused: it holds more than tensors, and to read that could run code of its author, or it "
-            f"is damaged ({reason or 'not written by torch.save'}); ask for a state_dict, best as safetensors"
+            f"is damaged{f' ({reason})' if reason else ''}; ask for a state_dict, best as safetensors, or where "
+            'the file is your own: torch.save(checkpoint["model"], "weights.pt")'
         ) from error
     except OSError:
         raise
@@ -203,15 +245,22 @@ def _read_table(path: Path, target: str | None) -> Tensor:
     """Return the rows of a table as float32, (rows, columns), without the target."""
     import polars
 
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, and a table is required")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        table = getattr(polars, TABLES[path.suffix.lower()])(path)
+        if path.suffix.lower() == ".parquet":
+            table = polars.read_parquet(path)
+        else:  # no length to infer from: a column of whole numbers may have its first fraction in the last row
+            table = polars.read_csv(path, separator=_separator(path), infer_schema_length=None)
     except polars.exceptions.PolarsError as error:
         raise ValueError(f"{path} cannot be read: {_told(error)}") from error
     if target is not None and target not in table.columns:
         raise ValueError(f"{path} has no column {target!r}; it has {', '.join(table.columns)}")
     table = table.drop(target) if target is not None else table
+    if not table.height or not table.width:
+        raise ValueError(f"{path} has {table.height} rows and {table.width} columns of inputs")
     for column in table.iter_columns():
         if not (column.dtype.is_numeric() or column.dtype == polars.Boolean):
             raise ValueError(
@@ -221,20 +270,25 @@ def _read_table(path: Path, target: str | None) -> Tensor:
             raise ValueError(
                 f"{path}: column {column.name!r} has {column.null_count()} missing values; fill them first"
             )
-    if not table.height or not table.width:
-        raise ValueError(f"{path} has {table.height} rows and {table.width} columns of inputs")
     return torch.from_numpy(table.cast(polars.Float32).to_numpy().copy())
+
+
+def _separator(path: Path) -> str:
+    """Return what stands between the columns of a text table: the most frequent candidate in its head."""
+    with path.open("rb") as file:
+        head = file.readline(1_000_000).decode("utf-8", "replace")
+    return max(",;\t", key=head.count)
 
 
 def _call(function: Any, named: str) -> Any:
     if not callable(function):
-        raise TypeError(f"{named} is a {type(function).__name__}, which cannot be called")
+        raise TypeError(f"{named} is of type {type(function).__name__}, which cannot be called")
     try:
         return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{named} failed: {_told(error)}") from error
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """Return what an error says, in a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
