@@ -153,9 +153,8 @@ class Layer(Kept):
         among = workers.among(self.process_group, input) if pools else None
         lonely = self.on_single == "population" and mean is not None
         if by_batch and lonely and among is None and not self.gathers and input.numel() == input.shape[1]:
-            by_batch = (
-                False  # one value has no variance; but with workers or in a `one_update` it may be one of several
-            )
+            # One value has no variance; but with workers or in a `one_update` it may be one of several.
+            by_batch = False
         if not by_batch:
             assert mean is not None
             assert var is not None  # `check` saw both
