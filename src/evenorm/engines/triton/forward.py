@@ -9,14 +9,22 @@ from evenorm.engines.triton.tiles import (
     SIZES,
     assign,
     coefficients,
-    count_valid,
+    count_held,
     extents,
     find_centre,
     finish_moments,
     locate,
+    skip_empty,
     statistics,
     write_output,
 )
+
+
+@triton.jit
+def add_scaled(total, squares, x, scale, lift):
+    """Add the centred and scaled values of a tile, and their squares."""
+    away = tl.fma(x.to(tl.float32), scale[:, None], lift[:, None])
+    return total + away, squares + away * away
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -41,55 +49,60 @@ def pool_kernel(
     block_n: tl.constexpr,
     block_l: tl.constexpr,
 ):
-    """Write count, mean and m2 of each chunk: counts (P,), means and m2s (P, C), P chunks of all groups."""
+    """Write count, mean and m2 of each chunk: counts (P,), means and m2s (P, C), P chunks of all groups.
+
+    A tile is loaded while the one before it is added. The centre has the dtype of x, so that a lane without a value
+    loads the centre and adds 0; the scale is a power of two, so that the fused operation rounds as a subtraction.
+    """
     channels, positions = extents(channels, positions, align, rows)
     program = tl.program_id(0)
     chunk, _, first_c, start, stop = assign(program, channels, chunks, base, extra, unit, block_c)
     first = chunk % chunks * per_chunk
     last = tl.minimum(first + per_chunk, tiles)
+    if mask is not None:  # the centre comes from the first tile that has a valid value
+        first = skip_empty(
+            first, last, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
+        )
     corner, offsets, inside, valid = locate(
         first, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
     )
-    if mask is not None:  # the centre comes from the first tile that has a valid value
-        there = tl.sum(valid.to(tl.int32))
-        while (there == 0) & (first + 1 < last):
-            first += 1
-            there = count_valid(
-                first, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
-            )
-        corner, offsets, inside, valid = locate(
-            first, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
-        )
     values = tl.load(x + corner + offsets, mask=inside & valid, other=0).to(tl.float32)
     centre, scale, power = find_centre(values, inside & valid)
-    away = tl.where(inside & valid, (values - centre[:, None]) * scale[:, None], 0.0)
-    total, squares = away, away * away
-    seen = valid.to(tl.int32)
+    other = centre.to(x.dtype.element_ty)
+    centre = other.to(tl.float32)
+    lift = -centre * scale
+    current = tl.where(inside & valid, values, centre[:, None]).to(x.dtype.element_ty)
+    seen = count_held(first, start, stop, positions, valid, mask, rows, block_n, block_l)
+    total = tl.zeros([block_c, block_n * block_l], tl.float32)
+    squares = total
     for i in range(1, last - first):
         corner, offsets, inside, valid = locate(
             first + i, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
         )
-        values = tl.load(x + corner + offsets, mask=inside & valid, other=0).to(tl.float32)
-        away = tl.where(inside & valid, (values - centre[:, None]) * scale[:, None], 0.0)
-        total += away
-        squares += away * away
-        seen += valid.to(tl.int32)
-    count = tl.sum(seen, axis=1)
+        following = tl.load(x + corner + offsets, mask=inside & valid, other=other[:, None])
+        total, squares = add_scaled(total, squares, current, scale, lift)
+        seen += count_held(first + i, start, stop, positions, valid, mask, rows, block_n, block_l)
+        current = following
+    total, squares = add_scaled(total, squares, current, scale, lift)
+    count = tl.sum(seen, axis=1) if mask is not None else seen
     mean, m2 = finish_moments(centre, power, count, tl.sum(total, axis=1), tl.sum(squares, axis=1))
     c = first_c + tl.arange(0, block_c)
     at = chunk * channels + c
     tl.store(means + at, mean, mask=c < channels)
     tl.store(m2s + at, m2, mask=c < channels)
-    tl.store(counts + chunk + tl.arange(0, 1), count.to(tl.float64), mask=first_c == 0)
+    tl.store(counts + chunk + tl.arange(0, 1), tl.zeros([1], tl.float64) + count.to(tl.float64), mask=first_c == 0)
 
 
 @triton.jit
-def load_parts(counts, values, first, begin, chunks, channels, c, other, block_p: tl.constexpr):
-    """Return how many values some chunks hold, (1, block_p), and a statistic of theirs, (block_c, block_p)."""
+def load_parts(counts, values, first, begin, chunks, channels, c, block_p: tl.constexpr):
+    """Return how many values some chunks hold, (1, block_p), and a statistic of theirs, (block_c, block_p).
+
+    The statistics of empty chunks are loaded too, and are 0: a mask made of counts would have to wait for them.
+    """
     p = begin + tl.arange(0, block_p)[None, :]
     share = tl.load(counts + first + p, mask=p < chunks, other=0)
     at = (first + p) * channels + c[:, None]
-    return share, tl.load(values + at, mask=(c < channels)[:, None] & (share > 0), other=other)
+    return share, tl.load(values + at, mask=(c < channels)[:, None] & (p < chunks), other=0)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -118,22 +131,22 @@ def merge_kernel(
     shares = tl.zeros([1, block_p], tl.float64)
     tops = tl.full([block_c, block_p], -float("inf"), tl.float64)
     for begin in range(0, chunks, block_p):
-        share, part = load_parts(counts, means, first, begin, chunks, channels, c, -float("inf"), block_p)
-        tops = tl.maximum(tops, part)
+        share, part = load_parts(counts, means, first, begin, chunks, channels, c, block_p)
+        tops = tl.maximum(tops, tl.where(share > 0, part, -float("inf")))
         shares += share
     n = tl.sum(shares, axis=1)
     top = tl.max(tops, axis=1)
     top = tl.where(top == -float("inf"), 0.0, top)
     steps = tl.zeros([block_c, block_p], tl.float64)
     for begin in range(0, chunks, block_p):
-        share, part = load_parts(counts, means, first, begin, chunks, channels, c, 0, block_p)
+        share, part = load_parts(counts, means, first, begin, chunks, channels, c, block_p)
         steps += tl.where(share > 0, share * (part - top[:, None]), 0.0)
     pooled = top + tl.sum(steps, axis=1) / tl.maximum(n, 1.0)
     spreads = tl.zeros([block_c, block_p], tl.float64)
     for begin in range(0, chunks, block_p):
-        share, part = load_parts(counts, means, first, begin, chunks, channels, c, 0, block_p)
+        share, part = load_parts(counts, means, first, begin, chunks, channels, c, block_p)
         away = tl.where(share > 0, part - pooled[:, None], 0.0)
-        share, part = load_parts(counts, m2s, first, begin, chunks, channels, c, 0, block_p)
+        share, part = load_parts(counts, m2s, first, begin, chunks, channels, c, block_p)
         spreads += part + share * away * away
     spread = tl.sum(spreads, axis=1)
     at = group * channels + c

@@ -116,6 +116,45 @@ def count_valid(
 
 
 @triton.jit
+def skip_empty(
+    first,
+    last,
+    start,
+    stop,
+    channels,
+    positions,
+    mask,
+    wide: tl.constexpr,
+    rows: tl.constexpr,
+    block_c: tl.constexpr,
+    block_n: tl.constexpr,
+    block_l: tl.constexpr,
+):
+    """Return the first tile of a chunk that has a valid position, or its last tile."""
+    there = count_valid(first, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l)
+    while (there == 0) & (first + 1 < last):
+        first += 1
+        there = count_valid(first, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l)
+    return first
+
+
+@triton.jit
+def count_held(
+    tile, start, stop, positions, valid, mask, rows: tl.constexpr, block_n: tl.constexpr, block_l: tl.constexpr
+):
+    """Return how many values of a channel a tile has: of each lane with a mask, else all of them, by its edges."""
+    if mask is not None:
+        held = valid.to(tl.int32)
+    else:
+        across = 1 if rows else tl.cdiv(positions, block_l).to(tl.int32)
+        held = tl.maximum(tl.minimum(stop - start - (tile // across).to(tl.int64) * block_n, block_n), 0)
+        if not rows:
+            held = held * tl.minimum(positions - (tile % across).to(tl.int64) * block_l, block_l)
+        held = held.to(tl.int32)
+    return held
+
+
+@triton.jit
 def find_centre(x, valid):
     """Return a centre for each row's valid values, a power of two to scale them by, and that power.
 
