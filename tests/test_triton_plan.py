@@ -64,6 +64,25 @@ def test_large_inputs_fill_a_large_device(shape):
         assert plan.programs >= 7 * 132
 
 
+@pytest.mark.parametrize(("side", "busy"), [(112, 0.97), (56, 0.97), (28, 0.94), (14, 0.76), (224, 0.97)])
+def test_few_lanes_of_a_tile_of_planes_idle(side, busy):
+    plan = make_plan(256, 64, side * side, False, 1, 2, True)
+    assert 256 * side * side / (plan.tiles * plan.block_n * plan.block_l) > busy
+    assert plan.block_n * plan.block_l == TILE
+    assert plan.block_l * 2 >= 128  # bytes
+
+
+def test_one_sample_is_not_cut_into_tiles_that_are_not_full():
+    assert make_plan(1, 3, 2048 * 9 + 64, False, 1, 2).block_l == TILE
+
+
+def test_rows_are_cut_finer_where_nothing_is_left_to_merge():
+    plan = make_plan(256, 64, 56 * 56, True, 1, 2, True)
+    assert 1500 < plan.programs < 2500
+    assert 3500 < plan.finely.programs < 4600
+    assert plan.finely.chunks * plan.finely.per_chunk >= plan.tiles
+
+
 def test_groups_as_virtual_batches_are_cut():
     assert regular([3, 3, 2], 8)
     assert regular([4, 4], 8)

@@ -108,7 +108,7 @@ def pool(given: Input) -> tuple[Tensor, Tensor, Tensor]:
 
 def normalize(given: Input, by: Affine, residual: Maybe, curve: Curve) -> Tensor:
     """Return y."""
-    y, plan, by = torch.empty_like(given.x), given.plan, by.contiguous()
+    y, plan, by = torch.empty_like(given.x), given.plan.finely, by.contiguous()
     forward.normalize_kernel[(plan.programs,)](
         given.x,
         given.mask,
@@ -182,7 +182,7 @@ def gradient(
     needs_residual: bool,
 ) -> tuple[Tensor, Maybe]:
     """Return dx, and g where the residual needs it. With a count, offset and slope are sums."""
-    plan, by = given.plan, by.contiguous()
+    plan, by = given.plan.finely, by.contiguous()
     dx = torch.empty_like(given.x)
     dresidual = torch.empty_like(given.x) if needs_residual else None
     offset, slope = (None if t is None else t.contiguous() for t in (offset, slope))

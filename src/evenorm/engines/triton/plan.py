@@ -16,8 +16,13 @@ MOST_WARPS = 16
 LARGEST_TILE = PER_WARP * MOST_WARPS  # of a channel that stays in registers; with 32 elements a thread it spills
 ROW = 64  # channels of a tile of rows: whole sectors of memory, and few programs that share a channel
 SHORT_RUN = 64  # elements: planes shorter than this are taken several channels at a time
+SHORTEST_ROW = 64  # positions of a tile of planes: whole sectors of memory
+FEW_IDLE = (
+    1.04  # lanes over the fewest possible, for which the longer run of memory is taken; 56 * 56 idles 2 or 23 %
+)
 PLANE_PROGRAMS = 4096  # two rounds of a large device, so that the end of the last one is short
-ROW_PROGRAMS = 1024  # one round: each chunk of rows writes 16 bytes a channel, so that chunks should be long
+ROW_PROGRAMS = 2048  # two rounds: each chunk of rows writes 16 bytes a channel, so that chunks should be long
+FINE_PROGRAMS = 4096  # of kernels that write no partial results
 FEWEST_ROWS = 128  # of a chunk: what it writes is then an eighth of what it reads, in half precision
 LONGEST_CHUNK = 256  # tiles; the spread's error grows with the chunk over its first tile where values drift
 
@@ -49,6 +54,13 @@ class Plan(NamedTuple):
     def whole(self) -> bool:
         """Whether a group's channel is one tile."""
         return self.tiles == 1
+
+    @property
+    def finely(self) -> Plan:
+        """The same tiles in shorter chunks, for kernels that write no partial results."""
+        total = self.tiles * self.blocks * self.groups
+        per_chunk = min(self.per_chunk, divide_up(total, FINE_PROGRAMS))
+        return self._replace(per_chunk=per_chunk, chunks=divide_up(self.tiles, per_chunk))
 
     @property
     def blocks(self) -> int:
@@ -169,9 +181,20 @@ def _tile(samples: int, channels: int, positions: int, rows: bool) -> tuple[int,
     if rows:
         block_c = min(power_above(channels), ROW)
         return block_c, min(power_above(samples), TILE // block_c), 1
-    block_l = min(power_above(positions), TILE)
     block_c = _together(channels, positions)
-    return block_c, max(1, min(power_above(samples), TILE // (block_l * block_c))), block_l
+    widest = min(power_above(positions), TILE)
+    narrowest = min(
+        widest, max(SHORTEST_ROW, TILE // (power_above(samples) * block_c))
+    )  # as full as the widest one
+    tiles = []
+    for shift in range((widest // narrowest).bit_length()):
+        block_l = widest >> shift
+        block_n = max(1, min(power_above(samples), TILE // (block_l * block_c)))
+        lanes = divide_up(samples, block_n) * block_n * divide_up(positions, block_l) * block_l
+        tiles.append((lanes, block_n, block_l))
+    enough = min(tiles)[0] * FEW_IDLE
+    _, block_n, block_l = next(tile for tile in tiles if tile[0] <= enough)
+    return block_c, block_n, block_l
 
 
 def _together(channels: int, positions: int) -> int:
