@@ -273,7 +273,7 @@ def test_a_report_without_trials_names_the_command(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("lab", "report", "--data", str(table), "--target", "kind", "--out", str(tmp_path / "r")) == 2
-    assert f"evenorm lab run --data {table} --target kind" in capsys.readouterr().err
+    assert f"evenorm lab run --data {table} --target kind --out {tmp_path / 'r'}" in capsys.readouterr().err
 
 
 def text(table: Path, lines: str) -> None:

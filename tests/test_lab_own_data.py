@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import random
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +159,60 @@ def test_a_table_that_cannot_be_used_is_refused_with_the_reason(
         return
     with pytest.raises(ValueError, match=says):
         prepare(read(path, target))
+
+
+def test_a_table_with_decimal_commas_is_the_table_with_points(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0).normal(size=ROWS)
+    lines = [f"{value:.4f};{index};{'big' if value > 0 else 'small'}" for index, value in enumerate(draw)]
+    (tmp_path / "points.csv").write_text("\n".join(["size;count;kind", *lines]))
+    (tmp_path / "commas.csv").write_text("\n".join(["size;count;kind", *lines]).replace(".", ","))
+    points, commas = (read(tmp_path / f"{name}.csv", "kind") for name in ("points", "commas"))
+    np.testing.assert_array_equal(points.numbers, commas.numbers)
+    assert commas.categories.size == 0
+    assert [str(note) for note in commas.notes] == ["Commas were read as decimal points in size: 1,005 is 1.005."]
+    assert points.notes == ()
+    np.testing.assert_array_equal(
+        read(tmp_path / "commas.csv", "size").target, read(tmp_path / "points.csv", "size").target
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([f"{index % 9}%" for index in range(ROWS)], "most of it looks like numbers, '0%'"),
+        ([str(index) if index != 7 else "seven" for index in range(ROWS)], "looks like numbers, 'seven'"),
+        ([f"row {index}" for index in range(ROWS)], "an identifier?"),
+    ],
+)
+def test_text_that_is_perhaps_none_has_a_note(values: list[object], says: str, tmp_path: Path) -> None:
+    (note,) = read(csv_file(tmp_path, colour=values), "kind").notes
+    assert says in note
+    assert "colour" in note
+    assert note.korean
+
+
+def test_too_few_rows_come_with_the_reason(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, kind=[f"row {index}" for index in range(ROWS)])
+    with pytest.raises(ValueError, match=r"0 rows can be used.*120 rows of 120 classes with fewer than 5 rows"):
+        prepare(read(path, "kind"))
+
+
+def test_a_target_of_lists_is_refused(tmp_path: Path) -> None:
+    polars.DataFrame({"a": range(60), "kind": [[1, 2]] * 60}).write_parquet(tmp_path / "table.parquet")
+    with pytest.raises(ValueError, match=r"the target 'kind' holds List.*neither numbers nor text"):
+        read(tmp_path / "table.parquet", "kind")
+
+
+def test_a_member_that_is_no_array_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "pickles.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", b"text")
+        archive.writestr("y.npy", b"text as well")
+    with pytest.raises(ValueError, match="x, y is no array"):
+        read(path)
+    np.savez(path, a=np.zeros((60, 2)))
+    with pytest.raises(ValueError, match="name the arrays x"):
+        read(path)
 
 
 def pictures(folder: Path, sizes: tuple[int, ...] = (8, 40), mode: str = "L") -> Path:

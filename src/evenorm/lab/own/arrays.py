@@ -24,24 +24,37 @@ def read_npz(path: Path, target: str | None, drop: Sequence[str] = ()) -> Raw:
     Raises:
         ValueError: no such arrays, arrays of objects, which only unpickling could read, or too much of either.
     """
+    size, arrays = _unpacked(path, drop)
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"{path} unpacks to {size / 2**30:.1f} GiB, more than the 4 GiB that are read; take a part"
+        )
+    strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if strange:
+        raise ValueError(
+            f"{path}: {', '.join(strange)} is no array; save arrays: numpy.savez('data.npz', x=x, y=y)"
+        )
+    x, y = _pair(path, arrays, target)
+    return _from_arrays(path.name, x, y, pictures=x.ndim > 2)
+
+
+def _unpacked(path: Path, drop: Sequence[str]) -> tuple[int, dict[str, Array]]:
+    """Return how large the arrays of a file become, and the arrays, or none where that is too large."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > MOST_BYTES:
-            raise ValueError(
-                f"{path} unpacks to {size / 2**30:.1f} GiB, more than the 4 GiB that are read; take a part"
-            )
+            return size, {}
         with np.load(path, allow_pickle=False) as found:
-            x, y = _pair(path, {name: found[name] for name in found.files if name not in drop}, target)
+            return size, {name: found[name] for name in found.files if name not in drop}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(f"{path} is no .npz file, or a damaged one: {error}") from error
     except ValueError as error:
-        if "pickle" in str(error):
+        if "Object arrays" in str(error):  # numpy's words for what it would have to unpickle
             raise ValueError(
                 f"{path} holds Python objects, which are not read; save arrays: numpy.savez('data.npz', x=x, y=y)"
             ) from error
-        raise
-    return _from_arrays(path.name, x, y, pictures=x.ndim > 2)
+        raise ValueError(f"{path} is no .npz file, or a damaged one: {error}") from error
 
 
 def _pair(path: Path, arrays: dict[str, Array], target: str | None) -> tuple[Array, Array]:

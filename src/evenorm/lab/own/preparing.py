@@ -114,7 +114,7 @@ def prepare(raw: Raw, task: str | None = None) -> OwnData:
         target = np.asarray([classes.index(label) for label in labels[present]], dtype=np.int64)
     else:
         classes, target = (), _measured(raw)[present]
-    _refuse_too_little(raw, task, classes, target)
+    _refuse_too_little(raw, task, classes, target, notes)
     raw = replace(raw, numbers=raw.numbers[present], categories=raw.categories[present])
     redrawn = raw.numbers.size + raw.categories.size <= REDRAWN
     name = f"{raw.name} {_digest(raw, task, target, classes)}"
@@ -152,11 +152,12 @@ def _measured(raw: Raw) -> Array:
     return raw.target
 
 
-def _refuse_too_little(raw: Raw, task: str, classes: tuple[str, ...], target: Array) -> None:
+def _refuse_too_little(raw: Raw, task: str, classes: tuple[str, ...], target: Array, notes: list[Text]) -> None:
     if len(target) < FEWEST_ROWS:
         raise ValueError(
             f"{raw.name}: {len(target)} rows can be used, and at least {FEWEST_ROWS} are required, of which every "
             f"fifth is kept for testing; with fewer no answer would mean anything"
+            + "".join(f". {note.rstrip('.')}" for note in notes)
         )
     if task == CLASSIFICATION and len(classes) < 2:
         only = f", {classes[0]!r}" if classes else ""

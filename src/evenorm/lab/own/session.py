@@ -103,7 +103,7 @@ def answer(asked: Asked, store: Store) -> list[Analysis]:
     if plan is None:
         raise run.MissingTrialsError(
             f"the trials on {asked.path.name} are not all stored under {store.folder}; train them with: "
-            f"{asked.command()}"
+            f"{asked.command()} --out {shlex.quote(str(store.folder.parent))}"
         )
     return run.report(experiments(questions, data, plan, asked.command()), _scale(plan), store)
 

@@ -10,8 +10,13 @@ import numpy as np
 import polars
 from polars.exceptions import PanicException, PolarsError
 
+from evenorm.lab.language import Text
 from evenorm.lab.own.raw import Array, Raw, drawn, drawn_note, single
 
+DECIMAL_COMMA = r"^[+-]?\d+(,\d+)?([eE][+-]?\d+)?$"
+NUMERIC_BUT = r"[\s%,€$£₩]"  # what a number may be wrapped in and still be meant as one
+MOSTLY = 0.5  # of the values of a column of text: beyond, they are numbers with a stray among them
+UNIQUE = 0.9  # of the rows: a column of text with so many different values is seldom a category
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?"]  # what a CSV writes for no value
 
 
@@ -31,6 +36,11 @@ def read_table(path: Path, target: str | None, drop: Sequence[str] = ()) -> Raw:
     rows, chosen = len(table), drawn(len(table), len(table.columns))
     if chosen is not None:
         table = table[chosen]
+    table, notes = _with_decimal_points(table)
+    if table[target].dtype.is_nested() or table[target].dtype == polars.Binary:
+        raise ValueError(
+            f"{path.name}: the target {target!r} holds {table[target].dtype}, neither numbers nor text"
+        )
     inputs = [column for column in table if column.name != target and column.name not in drop]
     if not inputs:
         raise ValueError(f"{path.name} has no column besides {target!r}: there is nothing to predict it from")
@@ -43,8 +53,60 @@ def read_table(path: Path, target: str | None, drop: Sequence[str] = ()) -> Raw:
         np.stack([_texts(c) for c in categories], 1) if categories else np.empty((len(table), 0), np.str_),
         _target(table[target]),
         tuple(column.name for column in (*numbers, *categories)),
-        notes=() if chosen is None else (drawn_note(rows, len(table)),),
+        notes=(
+            *(() if chosen is None else (drawn_note(rows, len(table)),)),
+            *notes,
+            *(note for column in (*categories, table[target]) for note in _doubts(column)),
+        ),
     )
+
+
+def _with_decimal_points(table: polars.DataFrame) -> tuple[polars.DataFrame, list[Text]]:
+    """Return a table whose columns of text such as 0,25 are numbers, and a note where there are any.
+
+    Every value must be such a number. Of a column "1,005" nothing tells whether thousands are meant: the note does.
+    """
+    columns = []
+    for column in table:
+        if column.dtype != polars.String or not column.str.contains(",", literal=True).any():
+            continue
+        if column.drop_nulls().str.contains(DECIMAL_COMMA).all():
+            columns.append(column.str.replace(",", ".", literal=True).cast(polars.Float64))
+    if not columns:
+        return table, []
+    names = ", ".join(column.name for column in columns)
+    note = Text(
+        f"Commas were read as decimal points in {names}: 1,005 is 1.005.",
+        f"{names} 열의 쉼표는 소수점으로 읽었다. 1,005는 1.005이다.",
+    )
+    return table.with_columns(columns), [note]
+
+
+def _doubts(column: polars.Series) -> list[Text]:
+    """Return a note where a column was read as text and is perhaps none: numbers in disguise, or identifiers."""
+    values = column.drop_nulls()
+    if column.dtype != polars.String or not len(values):
+        return []
+    bare = values.str.replace_all(NUMERIC_BUT, "").cast(polars.Float64, strict=False)
+    name = column.name
+    if bare.is_not_null().sum() > MOSTLY * len(bare):
+        odd = values.filter(values.cast(polars.Float64, strict=False).is_null())
+        example = f", {odd[0]!r}" if len(odd) else ""
+        return [
+            Text(
+                f"Column {name} was read as text, though most of it looks like numbers{example}; mend it there.",
+                f"{name} 열은 대부분 숫자로 보이지만 글로 읽었다{example}. 파일에서 고치면 숫자로 읽는다.",
+            )
+        ]
+    if values.n_unique() > UNIQUE * len(column):
+        return [
+            Text(
+                f"Column {name} was read as text, and nearly every row has a value of its own; an identifier? "
+                "Leave it out with --drop.",
+                f"{name} 열은 글로 읽었고 거의 모든 행의 값이 다르다. 식별자라면 --drop으로 뺀다.",
+            )
+        ]
+    return []
 
 
 def _table(path: Path) -> polars.DataFrame:
