@@ -41,6 +41,7 @@ def broken(): raise RuntimeError("no such backbone")
 def breaks():
     yield batches()[0]
     raise LookupError("the disk is gone")
+once = iter(batches())
 def narrow(): return [torch.ones(5, 3)]
 """
 NASTY = "<script>alert(1)</script>\x1b[31m\u202e[bold]&amp;"
@@ -190,6 +191,18 @@ REFUSED = [
     (["--model", "clinic:make", "--data", "clinic:breaks"], "at batch 1: LookupError: the disk is gone"),
     (["--model", "clinic:make", "--data", "clinic:narrow"], "batch 0, a tensor (5, 3)"),
     (["--model", "clinic:make", "--fix"], "--fix computes"),
+    (["w.pt", "--html", "w.pt", "--force"], "--html must end in .html or .htm, got w.pt"),
+    (["page.html", "--html", "./page.html", "--force"], "is a file of weights, which a page never replaces"),
+    (["--model", "clinic:make", "--weights", "page.html", "--html", "page.html", "--force"], "never replaces"),
+    (["w.pt", "--html", "absent/page.html"], "there is no folder absent"),
+    (["w.pt", "--target", "label"], "--target is for a network with data"),
+    (["w.pt", "--forward", "clinic:make"], "--forward is for a network with data"),
+    (["w.pt", "--max-batches", "3"], "--max-batches is for a network with data"),
+    (
+        ["--model", "clinic:make", "--data", "clinic:batches", "--max-batches", "0"],
+        "--max-batches must be at least 1",
+    ),
+    (["--model", "clinic:make", "--data", "clinic:once", "--fix", "--out", "x.pt"], "can be read once only"),
     (["--model", "clinic:make", "--out", "x.pt"], "--out is where --fix writes"),
 ]
 
@@ -203,6 +216,7 @@ class Bomb:
 def test_what_it_refuses(shop, capsys, arguments, words):
     state = trained().state_dict()
     torch.save(state, "w.pt")
+    torch.save(state, "page.html")  # weights may have any name
     save_file(state, "w.safetensors")
     for suffix in ("pt", "safetensors"):
         content = Path(f"w.{suffix}").read_bytes()
@@ -214,6 +228,8 @@ def test_what_it_refuses(shop, capsys, arguments, words):
     assert words in err
     assert "Traceback" not in err
     assert not Path("ran").exists()
+    assert load_weights(Path("page.html")).keys() == state.keys()
+    assert load_weights(Path("w.pt")).keys() == state.keys()
 
 
 def test_debug_shows_the_traceback(shop):

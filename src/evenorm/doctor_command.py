@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,14 +67,25 @@ def doctor(
     _check(checkpoint, model, weights, data, fix, out)
     if out is not None:
         outputs.check_out(out, force)
-    if html is not None and html.exists() and not force:
-        raise FileExistsError(f"{html} is there already; --force overwrites it")
+    if html is not None:
+        outputs.check_page(html, force, (checkpoint, weights, out))
+    if max_batches is not None and max_batches < 1:
+        raise ValueError(f"--max-batches must be at least 1, got {max_batches}")
     if checkpoint is not None:
+        _refuse_unread({"--target": target, "--forward": forward, "--max-batches": max_batches})
         _show(diagnose(inputs.load_weights(checkpoint)), None, None, html, as_json, fail_on)
         return
     assert model is not None
     network = inputs.load_model(model, weights)
     call = None if forward is None else inputs.load_object(forward, "--forward")
+
+    if fix and data is not None:
+        first = inputs.load_data(data, target, batch_size)
+        if isinstance(first, Iterator) and first is inputs.load_data(data, target, batch_size):
+            raise ValueError(
+                f"--fix reads the data three times, and --data {data} is an iterator, which can be read once only; "
+                "give a list, a loader, or a function that returns a new iterator"
+            )
 
     def examine(network: nn.Module, task: str) -> Diagnosis:
         batches = (
@@ -116,6 +127,14 @@ def _check(
         raise ValueError(f"--out {out} is the file of --weights, which is never overwritten; give another name")
 
 
+def _refuse_unread(options: Mapping[str, object]) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise ValueError(
+                f"{option} is for a network with data: weights alone cannot run; give --model and --data"
+            )
+
+
 def _named(model: str, work: Callable[[], Any]) -> Any:
     """Run work, and say whose error it is if it is none of ours."""
     try:
@@ -137,10 +156,6 @@ def _show(
     """Print what was found, and exit with 1 if some of what is left is grave enough."""
     from evenorm.doctor.findings import Severity
 
-    if html is not None:
-        from evenorm.lab.report import write_page
-
-        write_page(html, before.to_html())
     if as_json:
         fixed = {} if after is None else {"after": after.to_dict(), "out": str(out)}
         text = json.dumps(before.to_dict() | fixed, ensure_ascii=True, indent=2, allow_nan=False)
@@ -149,12 +164,16 @@ def _show(
         from evenorm.doctor.table import show
 
         show(before)
-        if html is not None:
-            print(f"page: {html}")
         if after is not None:
             print(f"\nafter the cure: {after.summary}")
             show(after, findings=False)
             print(f"written: {out}")
+    if html is not None:  # last: a full disk does not take what was found with it
+        from evenorm.lab.report import write_page
+
+        write_page(html, before.to_html())
+        if not as_json:
+            print(f"page: {html}")
     left = after or before
     if any(finding.severity >= Severity[fail_on.name.upper()] for finding in left.findings):
         raise typer.Exit(1)

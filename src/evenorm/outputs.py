@@ -1,17 +1,18 @@
-"""Files of weights that commands write: complete or not at all, and never over another without being told to."""
+"""Files that commands write: weights, complete or not at all; and never over another without being told to."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
+PAGES = (".html", ".htm")
 
 
 def check_out(path: Path, force: bool) -> None:
@@ -23,8 +24,31 @@ def check_out(path: Path, force: bool) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {path}")
+    _check_place("--out", path, force)
+
+
+def check_page(path: Path, force: bool, others: Iterable[Path | None] = ()) -> None:
+    """Prove, before the work, that a page may and can be written.
+
+    Args:
+        path: of the page.
+        force: whether a page that is there already is overwritten.
+        others: files of weights, which a page never replaces.
+
+    Raises:
+        ValueError: a name that is not a page's, or one of the others'.
+        OSError: as `check_out`.
+    """
+    if path.suffix.lower() not in PAGES:
+        raise ValueError(f"--html must end in {' or '.join(PAGES)}, got {path}")
+    if path.resolve() in {other.resolve() for other in others if other is not None}:
+        raise ValueError(f"--html {path} is a file of weights, which a page never replaces; give another name")
+    _check_place("--html", path, force)
+
+
+def _check_place(option: str, path: Path, force: bool) -> None:
     if path.is_dir():
-        raise IsADirectoryError(f"--out {path} is a folder")
+        raise IsADirectoryError(f"{option} {path} is a folder")
     if path.exists() and not force:
         raise FileExistsError(f"{path} is there already; --force overwrites it")
     if not path.parent.is_dir():
