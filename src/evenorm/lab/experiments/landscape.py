@@ -1,5 +1,4 @@
-"""Is the loss smoother along the gradient with batch norm? The measures of Santurkar et al. 2018, and scale-free "
-"ones."""
+"""Is the loss smoother along the gradient with batch norm? By Santurkar et al. 2018, and scale-free."""
 
 from __future__ import annotations
 
