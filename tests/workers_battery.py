@@ -492,6 +492,69 @@ def running_statistics_become_one(rank: int, world: int) -> None:
 
 
 @check
+def nan_on_one_worker_is_found(rank: int, world: int) -> None:
+    for name in ("running_mean", "running_var"):
+        model = nn.Sequential(layer(torch.float32))
+        if rank == world - 1:
+            model[0].get_buffer(name)[1] = torch.nan
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        found = evenorm.diagnose(model, process_group="world").findings
+        assert [str(one.severity) for one in found if one.code == "workers-differ"] == ["warning"]
+        told = _message(lambda model=model: evenorm.pool_running_statistics_(model))
+        assert told.startswith(f"ValueError: 0.{name} of rank {world - 1} holds NaN or inf"), told
+        assert all(
+            torch.equal(value.nan_to_num(7), before[key].nan_to_num(7)) for key, value in model.state_dict().items()
+        )
+
+
+@check
+def windows_remember_what_was_pooled(rank: int, world: int) -> None:
+    together = layer(torch.float32, average=evenorm.Window(4))
+    for seed in range(4):
+        together(draw(50, 4, dtype=torch.float32, seed=seed) + 10 * rank)
+    evenorm.pool_running_statistics_(together)
+    pooled = together.running_mean.clone()
+    for value in together.state_dict().values():
+        same_everywhere(value)
+    x = draw(50, 4, dtype=torch.float32, seed=5)
+    together(x)
+    near(together.running_mean, 0.75 * pooled + 0.25 * x.mean(0), torch.float32)
+
+
+@check
+def calibration_takes_its_prior_from_all_workers(rank: int, world: int) -> None:
+    model = nn.Sequential(layer(torch.float64))
+    model[0].running_mean.fill_(rank)
+    x = draw(20 * world, 4, dtype=torch.float64)
+    evenorm.calibrate(model, [x.chunk(world)[rank]], prior=20 * world, process_group="world")
+    same_everywhere(model[0].running_mean)
+    same_everywhere(model[0].running_var)
+    near(model[0].running_mean, (x.mean(0) + (world - 1) / 2) / 2, torch.float64)
+
+
+@check
+def what_is_wrong_on_one_worker_stops_a_calibration_on_all(rank: int, world: int) -> None:
+    x = draw(20, 4, dtype=torch.float32)
+    for options, data, one in (
+        ({}, x, "TypeError: data must be an iterable"),
+        ({"prior": -1}, [x], "ValueError: prior must be"),
+        ({"prior": 3}, [x], "ValueError: 0: its statistics hold NaN or inf"),
+    ):
+        model = nn.Sequential(layer(torch.float32))
+        if rank == 1:
+            model[0].running_mean[0] = torch.nan
+        else:
+            options, data = {"prior": 3}, [x]
+        told = _message(
+            lambda model=model, data=data, options=options: evenorm.calibrate(
+                model, data, process_group="world", **options
+            )
+        )
+        assert (one if rank == 1 else "ValueError: worker 1 failed, see its own error") in told, told
+        assert model[0].num_batches_tracked == 0
+
+
+@check
 def a_group_without_this_worker(rank: int, world: int) -> None:
     others = dist.new_group([0])
     if rank == 0:

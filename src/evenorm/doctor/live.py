@@ -18,6 +18,7 @@ from evenorm.models.walk import names
 from evenorm.workers import Group, resolve
 
 CHECKPOINTED = ("gradient_checkpointing", "grad_checkpointing", "use_checkpoint", "use_checkpointing", "with_cp")
+NAN = 1e300  # what stands for NaN where values are compared: as far from all others as it shows
 DIFFERENT = 0.1  # standard deviations between workers, or of their variances' ratio, that are more than a note
 
 
@@ -188,7 +189,8 @@ def workers_differ(network: Network) -> Iterator[Finding]:
     group = resolve(network.group, known[0][1]) if known else None
     if group is None:
         return
-    own = torch.cat([torch.cat([mean, var]).detach().double() for _, mean, var in known]).nan_to_num()
+    own = torch.cat([torch.cat([mean, var]).detach().double() for _, mean, var in known])
+    own = own.nan_to_num(nan=NAN)
     message = torch.cat([own, -own])
     dist.all_reduce(message, dist.ReduceOp.MAX, group)  # exact, unlike sums, and as short in a large world
     most, least = message[: len(own)], -message[len(own) :]

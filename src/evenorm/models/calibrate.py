@@ -17,9 +17,11 @@ from evenorm.models.batches import Forward, run
 from evenorm.models.calibration import Calibration, LayerCalibration
 from evenorm.models.gather import Gathered, Watch, over_workers
 from evenorm.models.intact import evaluating, remember_random
+from evenorm.models.merge import MEAN, VAR
+from evenorm.models.together import merged_over_workers
 from evenorm.models.walk import batch_norms, shown
 from evenorm.moments import Moments
-from evenorm.workers import Group
+from evenorm.workers import Group, resolve
 
 
 def calibrate(
@@ -57,6 +59,7 @@ def calibrate(
             will in use: no batch's noise is left. The data must give the same batches each time; the random numbers
             are put back before each pass, so shuffling and augmentation repeat themselves.
         prior: by how many samples the old statistics weigh: 0 replaces them. A sample is a row of a layer's input.
+            Those of several workers are merged first, as by `merge_statistics`.
         process_group: merge the moments of these workers, each with its own data: a torch ProcessGroup or
             ``"world"``. A worker that fails stops the others.
         tolerance: stop when no mean's standard error is above this many standard deviations, after two batches at
@@ -82,14 +85,18 @@ def calibrate(
 
     Source: Wu & Johnson 2021, section 3 ("precise batch norm"); for ``prior``, Schneider et al. 2020, section 3.
     """
-    _check(data, max_batches, sequential, prior, tolerance)
     layers, untouched = _find(model)
+    resolve(process_group, _running(next(iter(layers.values())))[0])  # before the data are read
     job = _Job(model, data, forward, layers, process_group, tolerance)
-    if prior:
-        _check_prior(layers)
+
+    def check() -> None:
+        _check(data, max_batches, sequential, prior, tolerance)
+        if prior:
+            _check_prior(layers)
+
     restore_random = remember_random()
     with evaluating(model):
-        found, batches, read, stopped = job.gather(Watch(layers, list(layers)), max_batches)
+        found, batches, read, stopped = job.gather(Watch(layers, list(layers)), max_batches, check)
         if not batches:
             raise ValueError("data gave no batch; nothing was changed")
         if not found:
@@ -98,13 +105,14 @@ def calibrate(
                 "Nothing was changed"
             )
         order = list(found)
-        new = {name: _statistics(layers[name], found[name], prior) for name in order}
+        old = _old_statistics(layers, process_group if prior else None)
+        new = {name: _statistics(old[name], found[name], prior) for name in order}
         for name in order[1:] if sequential else []:
             restore_random()
             watch = Watch(layers, [name])
             watch.known = {known: value for known, value in new.items() if value is not None}
             found |= job.gather_again(watch, read)
-            new[name] = _statistics(layers[name], found[name], prior)
+            new[name] = _statistics(old[name], found[name], prior)
     statistics = {name: value for name, value in new.items() if value is not None}
     untouched |= {name: "fewer than two values per channel" for name in order if new[name] is None}
     untouched |= {name: "never reached" for name in layers if name not in found}
@@ -124,9 +132,19 @@ class _Job:
     group: Group
     tolerance: float | None
 
-    def gather(self, watch: Watch, limit: int | None) -> tuple[dict[str, Gathered], int, int, bool]:
-        """Read the data; return what all workers' layers got, all batches, this worker's, and if it stopped."""
-        return self._on_all_workers(lambda: self._read(watch, limit, self.tolerance))
+    def gather(
+        self, watch: Watch, limit: int | None, check: Callable[[], None]
+    ) -> tuple[dict[str, Gathered], int, int, bool]:
+        """Read the data; return what all workers' layers got, all batches, this worker's, and if it stopped.
+
+        The check comes first, where what is wrong on one worker alone stops the others as well.
+        """
+
+        def read() -> tuple[dict[str, Gathered], int, bool]:
+            check()
+            return self._read(watch, limit, self.tolerance)
+
+        return self._on_all_workers(read)
 
     def gather_again(self, watch: Watch, batches: int) -> dict[str, Gathered]:
         """Read as many batches once more; return what the layers got on all workers."""
@@ -224,11 +242,22 @@ def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
     return layer.running_mean, layer.running_var
 
 
-def _statistics(layer: _BatchNorm, found: Gathered, prior: float) -> tuple[Tensor, Tensor] | None:
+def _old_statistics(layers: dict[str, _BatchNorm], group: Group) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the layers' running statistics, those of all workers merged, so that all go on with the same bits."""
+    own = {
+        f"{name}.{key}": value
+        for name, layer in layers.items()
+        for key, value in zip((MEAN, VAR), _running(layer), strict=True)
+    }
+    merged = merged_over_workers(own, group)
+    return {name: (merged[f"{name}.{MEAN}"], merged[f"{name}.{VAR}"]) for name in layers}
+
+
+def _statistics(old: tuple[Tensor, Tensor], found: Gathered, prior: float) -> tuple[Tensor, Tensor] | None:
     """Return the new mean and unbiased variance, (C,), or None where too few values were seen."""
     values = found.values
     if prior and found.samples:
-        old_mean, old_var = (old.to(values.mean.dtype) for old in _running(layer))
+        old_mean, old_var = (part.to(values.mean.dtype) for part in old)
         count = values.count / found.samples * prior
         values = values + Moments(count, old_mean, old_var * (count - 1).clamp(min=0))
     if values.count < 2:

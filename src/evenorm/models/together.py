@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -62,7 +63,12 @@ def pool_running_statistics_(model: nn.Module, group: Group = "world") -> nn.Mod
         The same model.
 
     Raises:
-        ValueError: torch.distributed is not initialised, or this worker is not in the group.
+        ValueError: torch.distributed is not initialised, this worker is not in the group, or statistics of a worker
+            that hold NaN or inf; nothing is changed on any worker.
+
+    Note:
+        A layer with ``average=Window`` then remembers the pooled statistics in all its places, as one does that
+        loads a checkpoint without a window.
 
     >>> import torch, evenorm  # under torchrun: evenorm.pool_running_statistics_(model)
     >>> evenorm.pool_running_statistics_(torch.nn.BatchNorm1d(3), None)
@@ -71,15 +77,32 @@ def pool_running_statistics_(model: nn.Module, group: Group = "world") -> nn.Mod
     entries = _statistics(model)
     if not entries:
         return model
-    first = next(iter(entries.values()))
-    among = workers.resolve(group, first)
-    if among is None:
-        return model
-    message = torch.cat([entry.double().reshape(-1) for entry in entries.values()])
-    merged = merge_statistics([_unpack(row, entries) for row in workers.gather(message.unsqueeze(0), among)])
-    for name, entry in entries.items():
-        entry.copy_(merged[name])
+    for name, value in merged_over_workers(entries, group).items():
+        entries[name].copy_(value)
+    for layer in model.modules():
+        for name, window in layer.named_buffers(recurse=False):
+            if isinstance(layer, _BatchNorm) and name.startswith("window_"):
+                window.copy_(layer.get_buffer(name.replace("window", "running")))
     return model
+
+
+def merged_over_workers(statistics: dict[str, Tensor], group: Group) -> dict[str, Tensor]:
+    """Return what `merge_statistics` makes of these entries of a state_dict, on all workers the same bits."""
+    among = workers.resolve(group, next(iter(statistics.values())))
+    if among is None:
+        return statistics
+    message = torch.cat([entry.double().reshape(-1) for entry in statistics.values()])
+    if dist.get_backend(among) != "nccl":
+        message = message.cpu()  # which any other backend can send
+    states = [_unpack(row, statistics) for row in workers.gather(message.unsqueeze(0), among)]
+    for rank, state in zip(dist.get_process_group_ranks(among), states, strict=True):
+        for name, value in state.items():
+            if not torch.isfinite(value).all():
+                raise ValueError(
+                    f"{name} of rank {rank} holds NaN or inf; calibrate the network, or load a checkpoint, there "
+                    "first; nothing was changed on any worker"
+                )
+    return merge_statistics(states)
 
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:
@@ -97,6 +120,5 @@ def _statistics(model: nn.Module) -> dict[str, Tensor]:
 def _unpack(message: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
     parts = message.split([entry.numel() for entry in like.values()])
     return {
-        name: part.reshape(entry.shape).to(entry.dtype)
-        for (name, entry), part in zip(like.items(), parts, strict=True)
+        name: part.reshape(entry.shape).to(entry) for (name, entry), part in zip(like.items(), parts, strict=True)
     }
