@@ -161,3 +161,13 @@ def with_value(key: str, value: float) -> dict[str, Tensor]:
 def test_what_cannot_be_merged_is_refused(models, weights, error, message):
     with pytest.raises(error, match=message):
         evenorm.merge_statistics(models, weights)
+
+
+def test_statistics_that_overflow_when_merged_are_an_error():
+    layers = [nn.BatchNorm1d(2).half() for _ in range(2)]
+    layers[0].running_mean.fill_(400)
+    layers[1].running_mean.fill_(-400)
+    with pytest.raises(ValueError, match=r"running_var reaches 1.6e\+05, which does not fit into torch.float16"):
+        evenorm.merge_statistics(layers)
+    merged = evenorm.merge_statistics([layer.float() for layer in layers])
+    torch.testing.assert_close(merged["running_var"], torch.full((2,), 160_001.0))

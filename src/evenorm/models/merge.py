@@ -37,8 +37,8 @@ def merge_statistics(
 
     Raises:
         TypeError: one model in place of several.
-        ValueError: no model, no batch norm, layers or shapes that differ, values that are not finite, or weights
-            that do not fit.
+        ValueError: no model, no batch norm, layers or shapes that differ, values that are not finite, before or
+            after merging, or weights that do not fit.
 
     >>> import torch, evenorm
     >>> layers = [evenorm.BatchNorm1d(3, momentum=None) for _ in range(2)]
@@ -64,8 +64,13 @@ def merge_statistics(
         )
         _check_shapes(prefix, mean + var)
         together = _mixture(mean, var, shares)
-        merged[prefix + MEAN] = together.mean.to(mean[0])
-        merged[prefix + VAR] = together.variance().to(var[0])
+        for key, value, like in ((MEAN, together.mean, mean[0]), (VAR, together.variance(), var[0])):
+            merged[prefix + key] = value.to(like)
+            if not torch.isfinite(merged[prefix + key]).all():
+                raise ValueError(
+                    f"the merged {prefix + key} reaches {value.abs().max().item():.3g}, which does not fit into "
+                    f"{like.dtype}; give the statistics in float32, as model.float() makes them"
+                )
         counters = [state.get(prefix + COUNTER) for state in states]
         known = [counter for counter in counters if counter is not None]
         if len(known) == len(states):
