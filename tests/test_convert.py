@@ -621,3 +621,28 @@ def test_what_torch_has_no_word_for_is_not_reverted(case):
         evenorm.revert(model)
     assert reason in str(error.value)
     assert same(before, snapshot(model))
+
+
+class AddsNumber(nn.Module):
+    """Adds a number that comes from a shape."""
+
+    def __init__(self, number) -> None:
+        super().__init__()
+        self.bn, self.number = nn.BatchNorm1d(3), number
+
+    def forward(self, x):
+        number = self.number(x)
+        return torch.relu(self.bn(x) + number)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [lambda x: x.shape[0], lambda x: x.size(1) * 2, lambda x: x.dim(), lambda x: x.numel() // x.shape[-1]],
+)
+def test_a_number_is_no_addition(number):
+    traced = fx.symbolic_trace(AddsNumber(number).eval())
+    x = torch.randn(8, 3)
+    before = traced(x)
+    reason = reasons(traced)["bn"]
+    assert reason.endswith("may be a number"), reason
+    torch.testing.assert_close(evenorm.convert(traced)(x), before)

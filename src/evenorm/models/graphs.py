@@ -7,6 +7,7 @@ The new graph is made from a copy, and the layers keep the one before, for the w
 from __future__ import annotations
 
 import copy
+import operator
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -17,6 +18,19 @@ from evenorm.models.flows import Flow, Flows
 from evenorm.models.fuse import Taken, check_open, keep_
 from evenorm.models.spellings import ADDITIONS, IN_PLACE, activation_at, word
 from evenorm.models.walk import LeftAloneError
+
+NUMBERS = (
+    "size",
+    "dim",
+    "ndimension",
+    "numel",
+    "nelement",
+    "item",
+    "tolist",
+    "stride",
+    "element_size",
+    "get_device",
+)
 
 
 @dataclass(frozen=True)
@@ -120,6 +134,8 @@ def _why_no_addition(addition: fx.Node, node: fx.Node, flow: Flow) -> str:
     assert isinstance(other, fx.Node)
     if other is node:
         return "it is added to itself"
+    if _may_be_number(other):
+        return f"what is added to it, {word(other)}, may be a number"
     if addition.prev is not node:
         return "what is added to it is computed after it"
     target = operands[0]
@@ -127,6 +143,19 @@ def _why_no_addition(addition: fx.Node, node: fx.Node, flow: Flow) -> str:
     if written and not (len(other.users) == 1 and isinstance(flow.called(other), _BatchNorm)):
         return "it is added in place to something that others may read"
     return ""
+
+
+def _may_be_number(node: fx.Node) -> bool:
+    """Tell whether a node may give a number of Python's, such as a shape's: then it is no tensor to add."""
+    if node.op == "call_method":
+        return node.target in NUMBERS
+    if node.op != "call_function":
+        return False
+    if node.target in (operator.getitem, getattr):
+        source = node.args[0]
+        return node.target is getattr or not isinstance(source, fx.Node) or _may_be_number(source)
+    arithmetic = getattr(node.target, "__module__", "") in ("_operator", "math", "builtins")
+    return arithmetic and all(not isinstance(value, fx.Node) or _may_be_number(value) for value in node.args)
 
 
 def _take_out_(graph: fx.Graph, node: fx.Node, before: fx.Node) -> None:
