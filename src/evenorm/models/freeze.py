@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from evenorm.layers import Layer
 from evenorm.models.adopt import adopt_, why_not_ours
+from evenorm.models.walk import batch_norms, shown
 
 
 def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = False) -> nn.Module:
@@ -33,10 +34,10 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = False) -
     >>> model[1].num_batches_tracked.item()
     0
     """
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    found = batch_norms(model)
     if statistics:
         for name, module in found:
-            _check_freezable(name or "the model", module)
+            _check_freezable(shown(name), module)
     for name, module in found:
         if statistics:
             layer = adopt_(module)
