@@ -657,3 +657,39 @@ def test_functional_is_still_called_functional():
     folded = evenorm.fold(model, x).model
     assert type(folded) is type(model)
     torch.testing.assert_close(functional.relu(folded.conv(x)), functional.relu(model.bn(model.conv(x))))
+
+
+class Selecting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hiding = Hiding()
+
+    def forward(self, x):
+        return self.hiding(x)[x.sum(1) > 100]
+
+
+def test_a_comparison_of_nothing_is_no_proof():
+    with pytest.raises(ValueError, match="hold no values, so nothing shows"):
+        evenorm.fold(Selecting().eval(), torch.randn(8, 4))
+    folded = evenorm.fold(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).eval(), torch.randn(8, 4))
+    assert folded.certificate.examples.compared == 24
+    assert folded.certificate.probes.compared == 24 * certificate.PROBES
+
+
+def test_examples_that_another_network_computed_are_examples():
+    examples = nn.Linear(4, 4)(torch.randn(8, 4))
+    folded = evenorm.fold(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).eval(), (examples,))
+    assert len(folded.certificate.folds) == 1
+    assert examples.grad_fn is not None
+
+
+def test_an_error_of_the_networks_own_says_which():
+    class Particular(nn.Sequential):
+        def forward(self, x):
+            if x.shape[1] != 4:
+                raise AssertionError("four columns")
+            return super().forward(x)
+
+    model = Particular(nn.Linear(4, 3), nn.BatchNorm1d(3)).eval()
+    with pytest.raises(ValueError, match="does not take the example inputs: AssertionError: four columns"):
+        evenorm.fold(model, torch.randn(8, 5))

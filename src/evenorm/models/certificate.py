@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,15 +35,18 @@ class Refusal:
 class Difference:
     """How far two networks are apart: ``absolute`` is the largest difference between two values of the outputs.
 
-    ``relative`` is the largest, over the output tensors, of that difference divided by the tensor's largest value.
+    ``relative`` is the largest, over the output tensors, of that difference divided by the tensor's largest value,
+    ``compared`` the number of values that were looked at.
     """
 
     absolute: float = 0.0
     relative: float = 0.0
+    compared: int = field(default=0, compare=False)
 
     def __or__(self, other: Difference) -> Difference:
-        """Return the larger of each."""
-        return Difference(max(self.absolute, other.absolute), max(self.relative, other.relative))
+        """Return the larger of each, over the values of both."""
+        compared = self.compared + other.compared
+        return Difference(max(self.absolute, other.absolute), max(self.relative, other.relative), compared)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Inputs:
 
 def inputs_of(example_inputs: object) -> Inputs:
     """Return examples given as a tensor, as a tuple or list of arguments, or as a dict of named ones."""
+    example_inputs = pytree.tree_map_only(Tensor, lambda given: given.detach().clone(), example_inputs)
     if isinstance(example_inputs, Tensor):
         return Inputs((example_inputs,), {})
     if isinstance(example_inputs, tuple | list):
@@ -151,7 +155,7 @@ def _apart(original: nn.Module, folded: nn.Module, inputs: Inputs) -> Difference
 def difference(before: Tensor, after: Tensor) -> Difference:
     """Return how far a tensor is from another; equal infinities, and NaN at the same places, are no difference."""
     if before.shape != after.shape:
-        return Difference(float("inf"), float("inf"))
+        return Difference(float("inf"), float("inf"), before.numel())
     before, after = before.double(), after.double()
     same = (before == after) | (before.isnan() & after.isnan())
     apart = torch.where(same, 0.0, (before - after).abs()).nan_to_num(float("inf"), float("inf"))
@@ -159,7 +163,7 @@ def difference(before: Tensor, after: Tensor) -> Difference:
         return Difference()
     absolute = apart.max().item()
     largest = before[before.isfinite()].abs().max().item() if before.isfinite().any() else 0.0
-    return Difference(absolute, absolute / largest if largest else absolute)
+    return Difference(absolute, absolute / largest if largest else absolute, before.numel())
 
 
 def _draw(leaf: object, generator: torch.Generator) -> object:

@@ -70,8 +70,8 @@ def fold(model: nn.Module, example_inputs: object, *, tolerance: float | None = 
 
     Raises:
         TypeError: examples of another type.
-        ValueError: no batch norm to fold, examples that the network does not take, or answers that differ by more
-            than the tolerance.
+        ValueError: no batch norm to fold, examples that the network does not take or on which it returns
+            nothing, or answers that differ by more than the tolerance.
 
     Note:
         The arithmetic is float64, cast once. Each batch norm has to be reached by the examples.
@@ -103,6 +103,11 @@ def fold(model: nn.Module, example_inputs: object, *, tolerance: float | None = 
     examples, probes = certificate.compare(reference, trial, inputs)
     found = Certificate(tuple(work.folds), work.refusals(), examples, probes, allowed)
     worst = examples | probes
+    if not examples.compared:
+        raise ValueError(
+            "the network's outputs on the examples hold no values, so nothing shows that the folded network "
+            "answers the same; give examples on which it returns something"
+        )
     if not worst.relative <= allowed:
         raise ValueError(
             f"the folded network's answers differ from the original's by {worst.relative:.2g} of the largest value "
@@ -137,8 +142,10 @@ def _observe(model: nn.Module, inputs: Inputs) -> dict[str, _Seen]:
         layer.register_forward_pre_hook(watch(name), with_kwargs=True)
     try:
         inputs.run(trial)
-    except (RuntimeError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise ValueError(f"the network does not take the example inputs: {error}") from error
+    except Exception as error:  # of the user's forward: it may raise anything
+        raise ValueError(
+            f"the network does not take the example inputs: {type(error).__name__}: {error}"
+        ) from error
     return found
 
 
