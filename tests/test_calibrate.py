@@ -752,3 +752,69 @@ def test_workers_hold_the_statistics_of_all_data(tmp_path):
     assert first["ddp"][1] == first["False"]["statistics"][0][1]
     assert first["error"].startswith("first.1: its input holds NaN")
     assert second["error"] == "worker 0 failed, see its own error; nothing was changed on any worker"
+
+
+class Counting(nn.Module):
+    """Counts its calls in two buffers: one that it writes to, one that it replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(4)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("replaced", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        self.replaced = self.replaced + 1
+        return self.bn(x)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_networks_own_buffers_are_left_as_they_were(interrupted):
+    def data():
+        yield torch.randn(8, 4)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    network = Counting()
+    replaced = network.replaced
+    try:
+        evenorm.calibrate(network, data())
+    except KeyboardInterrupt:
+        assert interrupted
+    assert network.calls.item() == 0
+    assert network.replaced is replaced
+    assert network.bn.num_batches_tracked.item() == (0 if interrupted else 1)
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(4)
+
+    def forward(self, x, shift):
+        return self.bn(x + shift)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+def test_a_wrapped_network_gets_what_the_network_inside_takes(wrap):
+    torch.manual_seed(0)
+    x, shift, labels = torch.randn(32, 4), torch.randn(32, 4), torch.randint(3, (32,))
+    for batch in ({"x": x, "shift": shift, "labels": labels}, (x, shift, labels)):
+        network = Named()
+        if isinstance(batch, tuple) or wrap is not nn.DataParallel:
+            evenorm.diagnose(wrap(network), [batch])
+        model = wrap(network)
+        evenorm.calibrate(model, [batch])
+        torch.testing.assert_close(model.module.bn.running_mean, (x + shift).double().mean(0).float())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_frozen_script_module_has_no_mode():
+    script = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Linear(4, 4)).eval()))
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    model.add_module("script", script)
+    x = torch.randn(8, 4)
+    evenorm.calibrate(model, [x])
+    torch.testing.assert_close(model[0].running_mean, x.double().mean(0).float())
+    assert model.training

@@ -184,16 +184,11 @@ def measure(
         for record in records
         if record.live is not None and record.mean is not None and record.var is not None
     }
-    buffers = [(buffer, buffer.clone(), _version(buffer)) for buffer in model.buffers() if not buffer.is_meta]
     try:
         with evaluating(model):
             return _Passes(model, layers, Tally(loss), forward).over(islice(data, max_batches))
     except DataError as error:
         return Measured(why_not=str(error).removesuffix("; nothing was changed"))
-    finally:
-        for buffer, before, version in buffers:  # a network may count its forwards, say
-            if version is None or _version(buffer) != version:
-                buffer.copy_(before)
 
 
 @dataclass
@@ -314,11 +309,6 @@ def _normalising_by(layers: Mapping[str, _BatchNorm], found: Mapping[str, Gather
     finally:
         for buffers, contents in before:
             buffers.update(contents)
-
-
-def _version(buffer: Tensor) -> int | None:
-    """Return what grows with every write; None for a tensor of inference mode, which keeps no such count."""
-    return None if buffer.is_inference() else buffer._version
 
 
 def _column(moments: Moments) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,9 +65,8 @@ def run(model: nn.Module, batch: Any, number: int, forward: Forward | None) -> N
     Raises:
         ValueError: the network does not take the batch, naming the innermost layer that complained.
     """
-    alone = model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model
     try:
-        (forward or forward_by_default)(alone, batch)
+        (forward or forward_by_default)(without_replicas(model), batch)
     except (DataError, torch.OutOfMemoryError):
         raise
     except MISFITS as error:
@@ -80,8 +80,22 @@ def run(model: nn.Module, batch: Any, number: int, forward: Forward | None) -> N
 
 def parameters_of(model: nn.Module) -> list[inspect.Parameter]:
     """Return the parameters of a network's ``forward``."""
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps takes anything
-    return list(inspect.signature(model.forward).parameters.values())
+    return list(inspect.signature(unwrapped(model).forward).parameters.values())
+
+
+def without_replicas(model: nn.Module) -> nn.Module:
+    """Return the network that a wrapper of torch's runs on several devices or workers."""
+    return model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside torch's wrappers, which take any arguments: of replicas, of averages, compiled."""
+    inner = without_replicas(model)
+    swa_utils = sys.modules.get("torch.optim.swa_utils")
+    if swa_utils is not None and isinstance(inner, swa_utils.AveragedModel):
+        inner = inner.module
+    inner = getattr(inner, "_orig_mod", inner)
+    return inner if inner is model else unwrapped(inner)
 
 
 def _required(parameters: Sequence[inspect.Parameter]) -> int:
