@@ -180,6 +180,7 @@ def test_a_table_with_decimal_commas_is_the_table_with_points(tmp_path: Path) ->
     ("values", "says"),
     [
         ([f"{index % 9}%" for index in range(ROWS)], "most of it looks like numbers, '0%'"),
+        ([f"{index % 9 + 1},005" for index in range(ROWS)], "most of it looks like numbers, '1,005'"),  # thousands
         ([str(index) if index != 7 else "seven" for index in range(ROWS)], "looks like numbers, 'seven'"),
         ([f"row {index}" for index in range(ROWS)], "an identifier?"),
     ],

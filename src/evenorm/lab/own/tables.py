@@ -28,7 +28,7 @@ def read_table(path: Path, target: str | None, drop: Sequence[str] = ()) -> Raw:
     """
     if target is None:
         raise ValueError(f"--target must name the column of {path.name} that is to be predicted")
-    table = _table(path)
+    table, notes = _table(path)
     known = ", ".join(table.columns[:20]) + (", …" if len(table.columns) > 20 else "")
     for name in (target, *drop):
         if name not in table.columns:
@@ -36,7 +36,6 @@ def read_table(path: Path, target: str | None, drop: Sequence[str] = ()) -> Raw:
     rows, chosen = len(table), drawn(len(table), len(table.columns))
     if chosen is not None:
         table = table[chosen]
-    table, notes = _with_decimal_points(table)
     if table[target].dtype.is_nested() or table[target].dtype == polars.Binary:
         raise ValueError(
             f"{path.name}: the target {target!r} holds {table[target].dtype}, neither numbers nor text"
@@ -64,7 +63,8 @@ def read_table(path: Path, target: str | None, drop: Sequence[str] = ()) -> Raw:
 def _with_decimal_points(table: polars.DataFrame) -> tuple[polars.DataFrame, list[Text]]:
     """Return a table whose columns of text such as 0,25 are numbers, and a note where there are any.
 
-    Every value must be such a number. Of a column "1,005" nothing tells whether thousands are meant: the note does.
+    Every value must be such a number, and the comma must not be what separates columns: a quoted "1,005" in such a
+    table is more likely a thousand.
     """
     columns = []
     for column in table:
@@ -109,12 +109,13 @@ def _doubts(column: polars.Series) -> list[Text]:
     return []
 
 
-def _table(path: Path) -> polars.DataFrame:
+def _table(path: Path) -> tuple[polars.DataFrame, list[Text]]:
     try:
         if path.suffix.lower() == ".parquet":
-            return polars.read_parquet(path)
+            return polars.read_parquet(path), []
         separator = _check_lines(path)
-        return polars.read_csv(path, separator=separator, null_values=MISSING, infer_schema_length=None)
+        table = polars.read_csv(path, separator=separator, null_values=MISSING, infer_schema_length=None)
+        return (table, []) if separator == "," else _with_decimal_points(table)
     except (PolarsError, PanicException) as error:  # polars panics over some damaged Parquet files
         raise ValueError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
 
