@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from evenorm.lab.markdown import results_page
 from evenorm.lab.report_words import WORDS
 from report_cases import ENVIRONMENT, analyses, hostile
@@ -23,6 +25,12 @@ def test_hostile_text_stays_one_line_of_text() -> None:
     assert "\x1b" not in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in rows} <= {4, 7}
+
+
+def test_a_title_is_made_safe_once() -> None:
+    (analysis,) = (replace(one, title="x & y | z") for one in analyses()[:1])
+    page = results_page([analysis], ENVIRONMENT)
+    assert "| [x &amp; y \\| z](#" in page
 
 
 def test_the_page_in_korean() -> None:

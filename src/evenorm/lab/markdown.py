@@ -15,7 +15,7 @@ def results_page(analyses: Sequence[Analysis], environment: Mapping[str, str], l
     head = [f"# {vocabulary['title']}", ", ".join(f"{name}: {value}" for name, value in environment.items()) + "."]
     glance = _table(
         (vocabulary["claim"], vocabulary["verdict"], vocabulary["ours"]),
-        ([f"[{_safe(a.title)}](#{_anchor(a.title)})", vocabulary[a.verdict.value], a.answer] for a in analyses),
+        ([f"[{a.title}](#{_anchor(a.title)})", vocabulary[a.verdict.value], a.answer] for a in analyses),
     )
     sections = (part for analysis in analyses for part in _section(analysis, vocabulary))
     return "\n\n".join([*head, glance, *sections]) + "\n"

@@ -108,8 +108,8 @@ _ENGLISH = {
     "mean_std": "mean {mean}, std {std}",
     "environment": "How these numbers came about",
     "environment_lede": (
-        "The machine and the versions that trained every trial in this report. Other versions of torch may "
-        "round differently; the verdicts should not depend on that."
+        "The machine and the versions that wrote this report; trials that were stored before may come from others. "
+        "Other machines and versions of torch round differently: a verdict near its border may change with them."
     ),
     "standalone": (
         "This page is one file. It asks for nothing from outside, and every number in it can be downloaded above."
@@ -207,8 +207,8 @@ _KOREAN = {
     "mean_std": "평균 {mean}, 표준편차 {std}",
     "environment": "이 수치가 나온 환경",
     "environment_lede": (
-        "이 보고서의 모든 시행을 학습한 컴퓨터와 버전이다. 다른 버전의 torch는 반올림이 다를 수 있으나 "
-        "판정이 달라져서는 안 된다."
+        "이 보고서를 쓴 컴퓨터와 버전이다. 먼저 저장된 시행은 다른 컴퓨터에서 왔을 수 있다. 다른 컴퓨터와 "
+        "다른 버전의 torch는 반올림이 다르므로, 경계에 가까운 판정은 달라질 수 있다."
     ),
     "standalone": (
         "이 페이지는 파일 하나다. 바깥에 아무것도 요청하지 않으며, 모든 수치를 위에서 내려받을 수 있다."
