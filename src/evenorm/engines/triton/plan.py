@@ -17,9 +17,8 @@ LARGEST_TILE = PER_WARP * MOST_WARPS  # of a channel that stays in registers; wi
 ROW = 64  # channels of a tile of rows: whole sectors of memory, and few programs that share a channel
 SHORT_RUN = 64  # elements: planes shorter than this are taken several channels at a time
 SHORTEST_ROW = 64  # positions of a tile of planes: whole sectors of memory
-FEW_IDLE = (
-    1.04  # lanes over the fewest possible, for which the longer run of memory is taken; 56 * 56 idles 2 or 23 %
-)
+# Lanes over the fewest possible, for which the longer run of memory is taken: of 56 * 56 2 or 23 % are idle.
+FEW_IDLE = 1.04
 PLANE_PROGRAMS = 4096  # two rounds of a large device, so that the end of the last one is short
 ROW_PROGRAMS = 2048  # two rounds: each chunk of rows writes 16 bytes a channel, so that chunks should be long
 FINE_PROGRAMS = 4096  # of kernels that write no partial results
@@ -183,9 +182,8 @@ def _tile(samples: int, channels: int, positions: int, rows: bool) -> tuple[int,
         return block_c, min(power_above(samples), TILE // block_c), 1
     block_c = _together(channels, positions)
     widest = min(power_above(positions), TILE)
-    narrowest = min(
-        widest, max(SHORTEST_ROW, TILE // (power_above(samples) * block_c))
-    )  # as full as the widest one
+    # As full as the widest one.
+    narrowest = min(widest, max(SHORTEST_ROW, TILE // (power_above(samples) * block_c)))
     tiles = []
     for shift in range((widest // narrowest).bit_length()):
         block_l = widest >> shift
