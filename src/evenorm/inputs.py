@@ -253,7 +253,7 @@ def _read_table(path: Path, target: str | None) -> Tensor:
         if path.suffix.lower() == ".parquet":
             table = polars.read_parquet(path)
         else:  # no length to infer from: a column of whole numbers may have its first fraction in the last row
-            table = polars.read_csv(path, separator=_separator(path), infer_schema_length=None)
+            table = polars.read_csv(path, separator=separator_of(_head(path)), infer_schema_length=None)
     except polars.exceptions.PolarsError as error:
         raise ValueError(f"{path} cannot be read: {_told(error)}") from error
     if target is not None and target not in table.columns:
@@ -273,11 +273,14 @@ def _read_table(path: Path, target: str | None) -> Tensor:
     return torch.from_numpy(table.cast(polars.Float32).to_numpy().copy())
 
 
-def _separator(path: Path) -> str:
-    """Return what stands between the columns of a text table: the most frequent candidate in its head."""
-    with path.open("rb") as file:
-        head = file.readline(1_000_000).decode("utf-8", "replace")
+def separator_of(head: str) -> str:
+    """Return what stands between the columns of a text table: the most frequent candidate in its first line."""
     return max(",;\t", key=head.count)
+
+
+def _head(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.readline(1_000_000).decode("utf-8", "replace")
 
 
 def _call(function: Any, named: str) -> Any:

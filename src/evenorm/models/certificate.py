@@ -115,7 +115,7 @@ class Inputs:
 
 def inputs_of(example_inputs: object) -> Inputs:
     """Return examples given as a tensor, as a tuple or list of arguments, or as a dict of named ones."""
-    example_inputs = pytree.tree_map_only(Tensor, lambda given: given.detach().clone(), example_inputs)
+    example_inputs = pytree.tree_map_only(Tensor, Tensor.detach, example_inputs)
     if isinstance(example_inputs, Tensor):
         return Inputs((example_inputs,), {})
     if isinstance(example_inputs, tuple | list):

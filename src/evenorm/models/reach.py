@@ -64,8 +64,9 @@ def _reaches(method: ast.FunctionDef, module: nn.Module, path: list[str]) -> boo
             return True
         if node.attr in names:
             own = isinstance(node.value, ast.Name) and node.value.id == me and node.attr == path[0]
-            called = isinstance(above[node], ast.Call) and node is above[node].func  # type: ignore[attr-defined]
-            if not own or not (called or _gone_through(node, above[node], module, path)):
+            parent = above[node]
+            called = isinstance(parent, ast.Call) and node is parent.func
+            if not own or not (called or _gone_through(node, parent, module, path)):
                 return True
     return False
 

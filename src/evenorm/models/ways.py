@@ -148,7 +148,7 @@ def _asking(tracer: Tracer) -> Iterator[None]:
             if real["isinstance"](thing, fx.Proxy):
                 asker = str(sys._getframe(1).f_globals.get("__name__"))
                 if not asker.startswith("torch."):
-                    return tracer.answer((name, thing.node, what))  # type: ignore[attr-defined]
+                    return tracer.answer((name, thing.node, what))  # type: ignore[attr-defined]  # mypy does not know `real`
             return bool(function(thing, what))
 
         return ask

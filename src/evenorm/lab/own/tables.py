@@ -10,6 +10,7 @@ import numpy as np
 import polars
 from polars.exceptions import PanicException, PolarsError
 
+from evenorm.inputs import separator_of
 from evenorm.lab.language import Text
 from evenorm.lab.own.raw import Array, Raw, drawn, drawn_note, single
 
@@ -128,7 +129,7 @@ def _check_lines(path: Path) -> str:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             head = file.readline(1_000_000)
-            separator = max(",;\t", key=head.count)
+            separator = separator_of(head)
             width = len(next(csv.reader([head], delimiter=separator), []))
             lines = csv.reader(file, delimiter=separator)
             for row in lines:
