@@ -57,9 +57,7 @@ class Plan(NamedTuple):
     @property
     def finely(self) -> Plan:
         """The same tiles in shorter chunks, for kernels that write no partial results."""
-        total = self.tiles * self.blocks * self.groups
-        per_chunk = min(self.per_chunk, divide_up(total, FINE_PROGRAMS))
-        return self._replace(per_chunk=per_chunk, chunks=divide_up(self.tiles, per_chunk))
+        return _finely(self)
 
     @property
     def blocks(self) -> int:
@@ -150,6 +148,12 @@ def make_plan(
         divide_up(tiles, per_chunk),
         max(1, min(elements // PER_WARP, MOST_WARPS)),
     )
+
+
+@lru_cache(maxsize=1024)  # asked for at each launch
+def _finely(plan: Plan) -> Plan:
+    per_chunk = min(plan.per_chunk, divide_up(plan.tiles * plan.blocks * plan.groups, FINE_PROGRAMS))
+    return plan._replace(per_chunk=per_chunk, chunks=divide_up(plan.tiles, per_chunk))
 
 
 @lru_cache(maxsize=1024)
