@@ -6,11 +6,14 @@ engine gives it. `make test-triton` runs this; where there is a GPU, test_triton
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import math
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from evenorm.engines.triton import backward, forward, launch, operators, track
+from evenorm.engines.triton import backward, forward, launch, operators, start, track
 
 TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
 MODULES = (forward, backward, track)
@@ -43,7 +46,13 @@ class Device:
 
     def __init__(self, name: str) -> None:
         self.target, self.number, self.utils = TARGETS[name], list(TARGETS).index(name), self
-        self.launcher_cls = lambda source, metadata: lambda *arguments: None
+        self.launches: list[tuple[Any, ...]] = []  # what it would have been told
+        self.launcher_cls = self.launcher
+
+    def launcher(self, source: Any, metadata: Any) -> Callable[..., None]:
+        """Return what notes the kernel, the grid and the arguments: behind six things of Triton's own."""
+        kernel = source.hash(), metadata.num_warps
+        return lambda *told: self.launches.append((*kernel, *told[:3], *told[9:]))
 
     def get_current_target(self) -> GPUTarget:
         return self.target
@@ -61,18 +70,21 @@ class Device:
         return 1, 1, 0, 0, 1024  # module, function, registers, spills, threads
 
 
-@pytest.fixture(params=TARGETS)
-def target(request: pytest.FixtureRequest) -> Iterator[str]:
-    driver.set_active(Device(request.param))
-    yield request.param
+@contextlib.contextmanager
+def device(name: str) -> Iterator[Device]:
+    """Let the engine find a device of some kind; what was started on another one is forgotten."""
+    one = Device(name)
+    driver.set_active(one)
+    start._compiled.clear()
+    yield one
+    start._compiled.clear()
     driver._active = None
 
 
 @pytest.fixture
-def sm_90() -> Iterator[None]:
-    driver.set_active(Device("sm_90"))
-    yield
-    driver._active = None
+def sm_90() -> Iterator[Device]:
+    with device("sm_90") as one:
+        yield one
 
 
 def compiled() -> dict[str, Any]:
@@ -139,16 +151,16 @@ KINDS = {
     [(where, *kind) for where, kinds in KINDS.items() for kind in kinds],
 )
 def test_every_kernel_compiles_without_spills(where: str, name: str, options: str, dtype: str) -> None:
-    driver.set_active(Device(where))
     shape, last = SHAPES[name]
     with_residual, with_mask, code = OPTIONS[options]
     x = torch.ones(shape, dtype=getattr(torch, dtype))
     if last:
         x = x.contiguous(memory_format=torch.channels_last)
     mask = torch.ones(shape[0], *shape[2:], dtype=torch.bool) if with_mask else None
-    before = compiled()
-    run_everything(x, x.clone(), x.clone() if with_residual else None, mask, code)
-    new = {key: kernel for key, kernel in compiled().items() if key not in before}
+    with device(where):
+        before = compiled()
+        run_everything(x, x.clone(), x.clone() if with_residual else None, mask, code)
+        new = {key: kernel for key, kernel in compiled().items() if key not in before}
     assert new
     for key, kernel in new.items():
         assert kernel.metadata.shared <= SHARED_EVERYWHERE, key
@@ -157,7 +169,6 @@ def test_every_kernel_compiles_without_spills(where: str, name: str, options: st
         signature = kernel.src.signature
         assert {signature[size] for size in ("channels", "positions", "base") if size in signature} == {"i64"}
         assert signature.get("eps", "fp64") == "fp64"
-    driver._active = None
 
 
 def vector_loads(name: str) -> int:
@@ -203,3 +214,36 @@ def test_offsets_that_need_64_bits_get_them() -> None:
     (kernel,) = (kernel for key, kernel in compiled().items() if key not in before)
     offsets = re.findall(r"tensor<\d+x\d+x!tt.ptr<f32>[^>]*>, tensor<\d+x\d+x(i\d+)", kernel.asm["ttir"])
     assert set(offsets) == {"i64"}
+
+
+def launched(where: Device, call: Callable[[], object]) -> list[tuple[Any, ...]]:
+    """Return the launches of a call, with tensors by their dtype and alignment."""
+    where.launches.clear()
+    call()
+    return [
+        tuple((told.dtype, told.data_ptr() % 16 == 0) if isinstance(told, Tensor) else told for told in launch)
+        for launch in where.launches
+    ]
+
+
+@pytest.mark.parametrize(("name", "options"), [("large planes", "plain"), ("rows", "residual and mask")])
+def test_what_is_started_again_is_what_triton_would_launch(name: str, options: str, sm_90: Device) -> None:
+    """Each combination of dtype, alignment, activation and missing tensors has its kernel, whatever came before."""
+    shape, _ = SHAPES[name]
+    with_residual, with_mask, _ = OPTIONS[options]
+
+    def step(dtype: torch.dtype, aligned: bool, code: int) -> None:
+        memory = torch.ones(math.prod(shape) + 1, dtype=dtype)
+        x = (memory[:-1] if aligned else memory[1:]).view(shape)
+        mask = torch.ones(shape[0], *shape[2:], dtype=torch.bool) if with_mask else None
+        run_everything(x, x, x if with_residual else None, mask, code)
+
+    half, other = torch.float16, torch.bfloat16
+    kinds = [(half, True, RELU), (half, False, RELU), (other, True, RELU), (half, True, SILU)]
+    expected = []
+    for kind in kinds:
+        start._compiled.clear()
+        expected.append(launched(sm_90, partial(step, *kind)))
+    for _ in range(2):  # the first round fills the memory of what was started
+        for kind, wanted in zip(kinds, expected, strict=True):
+            assert launched(sm_90, partial(step, *kind)) == wanted

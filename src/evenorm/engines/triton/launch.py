@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from evenorm.engines.triton import backward, forward, track
-from evenorm.engines.triton.plan import Plan, make_merge, make_plan
+from evenorm.engines.triton.plan import Plan, divide_up, make_merge, make_plan
+from evenorm.engines.triton.start import start
 
 Maybe = Tensor | None
 Context = contextlib.AbstractContextManager[Any]
@@ -97,29 +98,26 @@ def pool(given: Input) -> tuple[Tensor, Tensor, Tensor]:
     """Return count (G,), mean and m2 (G, C)."""
     plan = given.plan
     found = _memory(given, plan.groups * plan.chunks)
-    forward.pool_kernel[(plan.programs,)](given.x, given.mask, *found, *plan.sizes, *plan.cut, **plan.blocking)
+    tensors = (given.x, given.mask, *found)
+    start(forward.pool_kernel, plan.programs, tensors, (*plan.sizes, *plan.cut), plan.blocking, plan.warps)
     if plan.chunks == 1:
         return found
     merged, merge = _memory(given, plan.groups), make_merge(plan.channels, plan.chunks)
-    programs = plan.groups * -(-plan.channels // merge.block_c)
-    forward.merge_kernel[(programs,)](*found, *merged, plan.channels, plan.chunks, *merge)
+    programs = plan.groups * divide_up(plan.channels, merge.block_c)
+    start(forward.merge_kernel, programs, (*found, *merged), (plan.channels, plan.chunks), merge)
     return merged
 
 
 def normalize(given: Input, by: Affine, residual: Maybe, curve: Curve) -> Tensor:
     """Return y."""
     y, plan, by = torch.empty_like(given.x), given.plan.finely, by.contiguous()
-    forward.normalize_kernel[(plan.programs,)](
-        given.x,
-        given.mask,
-        *by,
-        given.like(residual),
-        y,
-        *plan.sizes,
-        *plan.cut,
-        by.stride,
-        *curve,
-        **plan.blocking,
+    start(
+        forward.normalize_kernel,
+        plan.programs,
+        (given.x, given.mask, *by, given.like(residual), y),
+        (*plan.sizes, *plan.cut, by.stride, curve.eps, curve.parameter),
+        (curve.code, *plan.blocking),
+        plan.warps,
     )
     return y
 
@@ -131,8 +129,13 @@ def pool_and_normalize(
     y, plan = torch.empty_like(given.x), given.plan
     found = _memory(given, plan.groups)
     weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
-    forward.train_kernel[(plan.programs,)](
-        given.x, given.mask, weight, bias, given.like(residual), y, *found, *plan.sizes, *curve, **plan.blocking
+    start(
+        forward.train_kernel,
+        plan.programs,
+        (given.x, given.mask, weight, bias, given.like(residual), y, *found),
+        (*plan.sizes, curve.eps, curve.parameter),
+        (curve.code, *plan.blocking),
+        plan.warps,
     )
     return y, *found
 
@@ -143,21 +146,13 @@ def sums(
     """Return sum g and sum g * xhat of each chunk, (2, P, C); write the gradients of fixed statistics too."""
     plan, by = given.plan, by.contiguous()
     parts = given.x.new_empty((2, plan.groups * plan.chunks, plan.channels), dtype=torch.float64)
-    backward.sums_kernel[(plan.programs,)](
-        given.like(dy),
-        given.x,
-        given.mask,
-        *by,
-        given.like(saved),
-        parts[0],
-        parts[1],
-        dx,
-        dresidual,
-        *plan.sizes,
-        *plan.cut,
-        by.stride,
-        *curve,
-        **plan.blocking,
+    start(
+        backward.sums_kernel,
+        plan.programs,
+        (given.like(dy), given.x, given.mask, *by, given.like(saved), parts[0], parts[1], dx, dresidual),
+        (*plan.sizes, *plan.cut, by.stride, curve.eps, curve.parameter),
+        (curve.code, *plan.blocking),
+        plan.warps,
     )
     return parts
 
@@ -166,8 +161,12 @@ def merge_sums(plan: Plan, parts: Tensor, sum_g: Maybe, sum_g_xhat: Maybe, dweig
     """Add up what the chunks hold: into sums of groups, (G, C), and into the parameters' gradients, (C,)."""
     chunks = parts.shape[1] // plan.groups
     merge = make_merge(plan.channels, chunks)
-    backward.merge_sums_kernel[(-(-plan.channels // merge.block_c),)](
-        parts[0], parts[1], sum_g, sum_g_xhat, dweight, dbias, plan.channels, chunks, plan.groups, *merge
+    start(
+        backward.merge_sums_kernel,
+        divide_up(plan.channels, merge.block_c),
+        (parts[0], parts[1], sum_g, sum_g_xhat, dweight, dbias),
+        (plan.channels, chunks, plan.groups),
+        merge,
     )
 
 
@@ -186,21 +185,13 @@ def gradient(
     dx = torch.empty_like(given.x)
     dresidual = torch.empty_like(given.x) if needs_residual else None
     offset, slope = (None if t is None else t.contiguous() for t in (offset, slope))
-    backward.gradient_kernel[(plan.programs,)](
-        given.like(dy),
-        given.x,
-        given.mask,
-        *by,
-        given.like(saved),
-        offset,
-        slope,
-        dx,
-        dresidual,
-        *plan.sizes,
-        *plan.cut,
-        by.stride,
-        *curve,
-        **plan.blocking,
+    start(
+        backward.gradient_kernel,
+        plan.programs,
+        (given.like(dy), given.x, given.mask, *by, given.like(saved), offset, slope, dx, dresidual),
+        (*plan.sizes, *plan.cut, by.stride, curve.eps, curve.parameter),
+        (curve.code, *plan.blocking),
+        plan.warps,
     )
     return dx, dresidual
 
@@ -219,23 +210,17 @@ def sums_and_gradient(
     plan, by = given.plan, by.contiguous()
     dx = torch.empty_like(given.x)
     dresidual = torch.empty_like(given.x) if needs_residual else None
-    several = plan.groups > 1
-    found = given.x.new_empty((2, plan.groups, plan.channels), dtype=torch.float64) if several else None
-    backward.train_backward_kernel[(plan.programs,)](
-        given.like(dy),
-        given.x,
-        given.mask,
-        *by,
-        given.like(saved),
-        None if found is None else found[0],
-        None if found is None else found[1],
-        None if several else dweight,
-        None if several else dbias,
-        dx,
-        dresidual,
-        *plan.sizes,
-        *curve,
-        **plan.blocking,
+    found = None
+    if plan.groups > 1:
+        found = given.x.new_empty((2, plan.groups, plan.channels), dtype=torch.float64)
+    results = (*found, None, None) if found is not None else (None, None, dweight, dbias)
+    start(
+        backward.train_backward_kernel,
+        plan.programs,
+        (given.like(dy), given.x, given.mask, *by, given.like(saved), *results, dx, dresidual),
+        (*plan.sizes, curve.eps, curve.parameter),
+        (curve.code, *plan.blocking),
+        plan.warps,
     )
     if found is not None:
         merge_sums(plan, found, None, None, dweight, dbias)
@@ -255,20 +240,12 @@ def update_(
     """Let count (G,), mean and m2 (G, C) enter the running statistics, in place."""
     require_device(running_mean, running_var, batches, skipped, *batch)
     rest = math.log1p(-momentum) if average == DEBIASED and momentum < 1 else -math.inf
-    track.track_kernel[(1,)](
-        running_mean,
-        running_var,
-        batches,
-        skipped,
-        *(t.contiguous() for t in batch),
-        running_mean.numel(),
-        batch[0].numel(),
-        momentum,
-        rest,
-        average,
-        skip_nonfinite,
-        0 if skipped is None else skipped.dim(),
-        TRACKED_TOGETHER,
+    start(
+        track.track_kernel,
+        1,
+        (running_mean, running_var, batches, skipped, *(t.contiguous() for t in batch)),
+        (running_mean.numel(), batch[0].numel(), momentum, rest),
+        (average, skip_nonfinite, 0 if skipped is None else skipped.dim(), TRACKED_TOGETHER),
     )
 
 

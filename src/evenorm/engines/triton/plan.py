@@ -82,17 +82,9 @@ class Plan(NamedTuple):
         return self.tiles, self.per_chunk, self.chunks
 
     @property
-    def blocking(self) -> dict[str, int | bool]:
-        """What each kernel is compiled for."""
-        return {
-            "align": self.align,
-            "wide": self.wide,
-            "rows": self.rows,
-            "block_c": self.block_c,
-            "block_n": self.block_n,
-            "block_l": self.block_l,
-            "num_warps": self.warps,
-        }
+    def blocking(self) -> tuple[int | bool, ...]:
+        """What each kernel is compiled for, beside the number of warps."""
+        return self.align, self.wide, self.rows, self.block_c, self.block_n, self.block_l
 
 
 class Merge(NamedTuple):

@@ -39,7 +39,7 @@ def track_kernel(
     mean,
     m2,
     channels: tl.int64,
-    groups,
+    groups: tl.int32,
     momentum: tl.float64,
     log_rest: tl.float64,
     average: tl.constexpr,
