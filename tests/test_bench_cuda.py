@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from evenorm.bench import cuda
+import evenorm
+from evenorm.bench import cuda, network
 from evenorm.bench.contenders import Inputs
 from evenorm.bench.rows import BLOCKS, Row
 from evenorm.cli import main
@@ -22,12 +23,25 @@ def clock(runs: Sequence[cuda.Run], repeats: int) -> float:
     return 1e-3 * len(runs)
 
 
+def slow_clock(runs: Sequence[cuda.Run], repeats: int) -> float:
+    """Pretend that it took a second."""
+    return 1.0
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> cuda.Machine:
+    """A CPU that copies a gigabyte a second, and a torch that compiles nothing: that takes minutes."""
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
+    monkeypatch.setattr(cuda.Machine, "copied", 1e9)
+    return cuda.Machine("cpu", 4096, by_device=clock, by_host=slow_clock)
+
+
 @pytest.mark.parametrize("training", [True, False])
-def test_ours_is_right_and_all_run_on_the_same_inputs(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)  # minutes, and a compiler
+def test_ours_is_right_and_all_run_on_the_same_inputs(training: bool, machine: cuda.Machine) -> None:
     row, block = Row((4, 3, 5, 5), channels_last=True), BLOCKS["bn-add-relu"]
-    result = cuda.measure(row, block, "float32", training, 3, cache=4096, speed=1e9, timer=clock, device="cpu")
+    result = cuda.measure(row, block, "float32", training, 3, machine)
     assert result.right
+    assert not result.host
     assert result.ratio == 1
     assert set(result.seconds) == {"ours", "eager", "eager, no cuDNN", "compiled"}
     sets = 1 + 2 * 4096 // 1200
@@ -62,14 +76,57 @@ def test_inputs_rotate_past_the_cache() -> None:
     assert cuda._sets(2**30, 50 * 2**20) == 1
 
 
-def test_a_copy_counts_what_is_read_and_what_is_written() -> None:
-    assert cuda.copy_speed(clock, 1000, "cpu") == pytest.approx(2000 / 1e-3)
+def test_small_rows_are_timed_by_the_host(machine: cuda.Machine) -> None:
+    result = cuda.measure(cuda.SMALL_ROWS[0], BLOCKS["bn"], "float32", True, 3, machine)
+    assert result.host
+    assert result.seconds == dict.fromkeys(("ours", "eager", "eager, no cuDNN", "compiled"), 1.0)
+
+
+def test_a_copy_counts_what_is_read_and_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "COPIED", 1000)
+    assert cuda.Machine("cpu", 4096, clock, clock).copied == pytest.approx(2000 / 1e-3)
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_all_train_the_same_network(dtype: torch.dtype) -> None:
+    size = network.Size(batch=8, side=64, width=16, blocks=(1, 2, 1, 1), classes=10)
+    steps = network.make_steps(size, dtype, "cpu")
+    losses = {name: torch.stack([step() for _ in range(3)]) for name, step in steps.items()}
+    assert set(losses) == {"ours", "eager", "compiled", "ours, compiled"}
+    assert losses["eager"][2] < losses["eager"][0]
+    for found in losses.values():
+        torch.testing.assert_close(found, losses["eager"], rtol=torch.finfo(dtype).eps ** 0.5, atol=0)
+
+
+def test_the_network_is_a_resnet_50_with_all_taken_in() -> None:
+    model = network.residual_network(network.Size())
+    assert sum(parameter.numel() for parameter in model.parameters()) == 25_557_032
+    small = network.residual_network(network.Size(width=2))
+    name, converted = next(network.contenders(small))
+    assert name == "ours"
+    done = [layer for layer in converted.modules() if isinstance(layer, evenorm.BatchNorm2d)]
+    assert len(done) == 53
+    assert sum(layer.activation is None for layer in done) == 4  # before an addition that the way around does
+
+
+def test_a_networks_steps_are_timed_by_the_device(machine: cuda.Machine) -> None:
+    size = network.Size(batch=2, side=32, width=2, blocks=(1, 1), classes=3)
+    seconds = cuda.network_seconds(size, torch.float32, 3, machine)
+    assert seconds == dict.fromkeys(("ours", "eager", "compiled", "ours, compiled"), 1e-3)
+    *_, header, rule, row = cuda.network_as_markdown(seconds)
+    assert header.count("|") == rule.count("|") == row.count("|")
+    assert "1.0 ms" in row
+    assert not list(cuda.network_as_markdown({}))
 
 
 def test_the_table_can_be_pasted() -> None:
     seconds = {"ours": 1e-3, "eager": 2e-3, "compiled": 1.5e-3}
-    results = [cuda.Result("8×3", "BatchNorm", size, seconds, 0.8, 0.1, size > 10) for size in (10, 2**30)]
-    header, rule, small, large, summary = cuda.as_markdown(results)
+    results = [cuda.Result("8×3", "BatchNorm", size, False, seconds, 0.8, 0.1, size > 10) for size in (10, 2**30)]
+    of_host = cuda.Result("60×100", "BatchNorm", 10, True, {"ours": 2e-3, "eager": 1e-3}, 0.8, 0.1, True)
+    _, header, rule, small, large, summary, title, *_, last = cuda.as_markdown([of_host, *results])
+    assert "host" in title
+    assert "geometric mean 0.50" in last
     assert header.count("|") == rule.count("|") == small.count("|") == large.count("|")
     assert "WRONG" in small
     assert "80%" in large
@@ -88,6 +145,7 @@ def test_the_rows_are_those_of_a_resnet_and_some_more() -> None:
         (["--dtype", "int8"], "--dtype must be one of"),
         (["--rows", "7x9"], "is in none of the shapes"),
         (["nonsense"], "BLOCK must be one of"),
+        (["network", "--eval"], "network is a step of training"),
         (["--rounds", "0"], "--rounds must be at least 3"),
         (["--compile"], "--compile and --threads are for --device cpu"),
         (["--threads", "2"], "--compile and --threads are for --device cpu"),

@@ -48,7 +48,8 @@ def info(as_json: Json = False) -> None:
 @app.command()
 def bench(
     blocks: Annotated[
-        list[str] | None, typer.Argument(metavar="[BLOCK]...", help="bn, bn-relu, bn-add-relu, bn-silu; options.")
+        list[str] | None,
+        typer.Argument(metavar="[BLOCK]...", help="bn, bn-relu, bn-add-relu, bn-silu; options; on a GPU network."),
     ] = None,
     rows: Annotated[str, typer.Option(help="Only rows whose shape contains this, such as 56 or last.")] = "",
     dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Result = TypeVar("Result")
 
 
 def print_json(value: Any) -> None:
@@ -36,3 +39,19 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: square brackets in a cell are no markup
     wide_console().print(table)
+
+
+def show_progress(results: Iterable[Result], total: int, name: Callable[[Result], str]) -> list[Result]:
+    """Collect results, with a bar on stderr where a terminal watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    shown = Console(file=sys.stderr)
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as progress:
+        task = progress.add_task("measuring", total=total)
+        found = []
+        for result in results:
+            found.append(result)
+            progress.update(task, advance=1, description=f"measured {name(result)}")
+    return found

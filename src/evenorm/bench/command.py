@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from evenorm.bench import options, table
-from evenorm.bench.measure import DTYPES, Plan, Result, measure, require_rounds
+from evenorm.bench.measure import DTYPES, Plan, measure, require_rounds
 from evenorm.bench.rows import BLOCKS, ROWS
-from evenorm.printing import wide_console
+from evenorm.printing import show_progress, wide_console
 
 OPTIONS = "options"  # the name of the block that compares the layer with itself
 
@@ -51,7 +49,8 @@ def run(plan: Plan, threads: int | None, print_json: Callable[[Any], None] | Non
         torch.set_num_threads(threads)
     if not plan.blocks:
         return _run_options(plan, print_json)
-    results = _measure(plan)
+    cases = len(plan.rows) * len(plan.blocks)
+    results = show_progress(measure(plan), cases, lambda result: result.row)
     if print_json is not None:
         print_json(table.as_json(results, plan))
     else:
@@ -79,15 +78,3 @@ def _console() -> Console:
     console, about = wide_console(), table.machine()
     console.print(f"{about['processor']}, {about['threads']} threads, torch {about['torch']}", highlight=False)
     return console
-
-
-def _measure(plan: Plan) -> list[Result]:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    shown = Console(file=sys.stderr)
-    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as progress:
-        task = progress.add_task("measuring", total=len(plan.rows) * len(plan.blocks))
-        results = []
-        for result in measure(plan):
-            results.append(result)
-            progress.update(task, advance=1, description=f"measured {result.row}")
-    return results

@@ -29,12 +29,12 @@ class Inputs:
         return Inputs(_leaf(self.x.detach().double()), residual, self.cotangent.double())
 
 
-def make_inputs(row: Row, block: Block, dtype: torch.dtype, seed: int = 0) -> Inputs:
-    """Draw x, a residual where the block has one, and a random cotangent."""
-    generator = torch.Generator().manual_seed(seed)
+def make_inputs(row: Row, block: Block, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> Inputs:
+    """Draw x, a residual where the block has one, and a random cotangent, by the device's own generator."""
+    generator = torch.Generator(device).manual_seed(seed)
 
     def draw(scale: float = 1.0, shift: float = 0.0) -> Tensor:
-        values = torch.randn(row.shape, generator=generator).mul_(scale).add_(shift).to(dtype)
+        values = torch.randn(row.shape, generator=generator, device=device).mul_(scale).add_(shift).to(dtype)
         if row.channels_last:
             last = torch.channels_last if values.dim() == 4 else torch.channels_last_3d
             values = values.contiguous(memory_format=last)

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from evenorm.bench import network
 from evenorm.bench.contenders import Inputs, Run, compiled, floor_in_clones, make_inputs, ours, runner, theirs
 from evenorm.bench.measure import DTYPES, require_rounds
 from evenorm.bench.rows import BLOCKS, Block, Row
+from evenorm.printing import show_progress
 
 # ResNet-50's at batch 256, and two of rows; the first of each size in both layouts.
 _IMAGES = ((64, 112), (64, 56), (256, 56), (128, 28), (512, 28), (256, 14), (1024, 14), (512, 7), (2048, 7))
@@ -31,9 +34,32 @@ ROWS = (
 LARGE = 64 * 2**20  # bytes: from here on memory alone should count
 MOST_SETS = 16  # of inputs in rotation
 COPIED = 2**30  # bytes of the copy that is timed
+MOST_WAITING = 20  # calls: the device takes about a thousand launches before it lets the host wait
 NEAR_ZERO = 1e-5  # of z, which is about 1: where float32's rounding may choose the other side of ReLU
 
-Timer = Callable[[Sequence[Run], int], float]  # seconds a call, of so many calls of the runs in rotation
+SMALL_ROWS = Row((60, 100)), Row((128, 256)), Row((8, 64, 14, 14))  # where the host is the cost
+DEFAULT = "bn", "bn-relu", "bn-add-relu"
+NETWORK = "network"  # the name of the block that trains a whole one
+
+Timer = Callable[
+    [Sequence[Callable[[], object]], int], float
+]  # seconds a call, of so many calls of the runs in rotation
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device, its clock, the host's, and what it can do."""
+
+    device: str
+    cache: int  # bytes
+    by_device: Timer
+    by_host: Timer
+
+    @cached_property
+    def copied(self) -> float:
+        """How many bytes a second a copy within the device moves, those read and those written."""
+        source, target = (torch.empty(COPIED, dtype=torch.uint8, device=self.device) for _ in range(2))
+        return 2 * COPIED / self.by_device([lambda: target.copy_(source)], 20)
 
 
 @dataclass(frozen=True)
@@ -43,6 +69,7 @@ class Result:
     row: str
     block: str
     size: int  # of x, in bytes
+    host: bool  # whether the seconds are the host's, until a call has come back
     seconds: dict[str, float]
     share: float  # of the copy's speed, at the traffic of the floor
     error: float  # largest distance from float64, in units of each result's largest value
@@ -76,53 +103,62 @@ def run(
     """
     if dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    unknown = [block for block in blocks if block not in BLOCKS]
+    known = (*ROWS, *SMALL_ROWS)
+    unknown = [block for block in blocks if block not in (*BLOCKS, NETWORK)]
     if unknown:
-        raise ValueError(f"BLOCK must be one of {', '.join(BLOCKS)} with --device cuda, got {unknown[0]!r}")
-    chosen = [row for row in ROWS if rows.replace("x", "×") in row.name]
+        named = ", ".join((*BLOCKS, NETWORK))
+        raise ValueError(f"BLOCK must be one of {named} with --device cuda, got {unknown[0]!r}")
+    if NETWORK in blocks and not training:
+        raise ValueError(f"{NETWORK} is a step of training: leave --eval out")
+    chosen = [row for row in known if rows.replace("x", "×") in row.name]
     if not chosen:
-        raise ValueError(f"--rows {rows!r} is in none of the shapes: {', '.join(row.name for row in ROWS)}")
+        raise ValueError(f"--rows {rows!r} is in none of the shapes: {', '.join(row.name for row in known)}")
     require_rounds(rounds)
     require_gpu()
     cache, name = (getattr(torch.cuda.get_device_properties(0), key) for key in ("L2_cache_size", "name"))
-    speed = copy_speed(device_seconds)
-    named = [BLOCKS[block] for block in blocks or ("bn", "bn-relu", "bn-add-relu")]
-    results = []
-    for block, row in itertools.product(named, chosen):
-        results.append(measure(row, block, dtype, training, rounds, cache, speed, device_seconds))
+    machine = Machine("cuda", cache, device_seconds, host_seconds)
+    chosen_blocks = [BLOCKS[block] for block in blocks or DEFAULT if block != NETWORK]
+    cases = list(itertools.product(chosen_blocks, chosen))
+    measured = (measure(row, block, dtype, training, rounds, machine) for block, row in cases)
+    results = show_progress(measured, len(cases), lambda result: result.row)
+    steps = network_seconds(network.Size(), DTYPES[dtype], rounds, machine) if NETWORK in blocks else {}
     if print_json is not None:
-        print_json({"device": name, "copy": speed, "results": [vars(result) for result in results]})
+        found = [vars(result) for result in results]
+        print_json({"device": name, "copy": machine.copied, "results": found, "network": steps})
     else:
-        print(f"{name}, torch {torch.__version__}, {dtype}, a copy moves {speed / 1e12:.2f} TB/s\n")
-        print("\n".join(as_markdown(results)))
+        print(f"{name}, torch {torch.__version__}, {dtype}, a copy moves {machine.copied / 1e12:.2f} TB/s")
+        for lines in (as_markdown(results), network_as_markdown(steps)):
+            print("\n".join(lines))
     return 0 if all(result.right for result in results) else 1
 
 
-def measure(
-    row: Row,
-    block: Block,
-    dtype: str,
-    training: bool,
-    rounds: int,
-    cache: int,
-    speed: float,
-    timer: Timer,
-    device: str = "cuda",
-) -> Result:
+def measure(row: Row, block: Block, dtype: str, training: bool, rounds: int, machine: Machine) -> Result:
     """Check ours against float64, then time all contenders in turn, `rounds` times."""
-    size = row.elements * DTYPES[dtype].itemsize
-    sets = [_on_device(make_inputs(row, block, DTYPES[dtype], seed), device) for seed in range(_sets(size, cache))]
+    size, device = row.elements * DTYPES[dtype].itemsize, machine.device
+    sets = [make_inputs(row, block, DTYPES[dtype], seed, device) for seed in range(_sets(size, machine.cache))]
     error = _error(row, block, training, sets[0])
     running = list(contenders(row, block, training, sets, device))  # once: one of them is compiled
+    host = row in SMALL_ROWS
+    timer = machine.by_host if host else machine.by_device
     times: dict[str, list[float]] = {}
     for _ in range(rounds):
         for name, context, runs in running:
             with context():
                 times.setdefault(name, []).append(timer(runs, _repeats(size)))
     seconds = {name: statistics.median(found) for name, found in times.items()}
-    share = 2 * size * floor_in_clones(block, training) / seconds["ours"] / speed
+    share = 2 * size * floor_in_clones(block, training) / seconds["ours"] / machine.copied
     limit = 4 * torch.finfo(DTYPES[dtype]).eps
-    return Result(row.name, block.name, size, seconds, share, error, error <= limit)
+    return Result(row.name, block.name, size, host, seconds, share, error, error <= limit)
+
+
+def network_seconds(size: network.Size, dtype: torch.dtype, rounds: int, machine: Machine) -> dict[str, float]:
+    """Time a step of training of each contender, in turn, by the device; seconds, medians over the rounds."""
+    steps = network.make_steps(size, dtype, machine.device)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            times[name].append(machine.by_device([step], 3))
+    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def contenders(
@@ -138,7 +174,7 @@ def contenders(
     yield "compiled", nullcontext, [runner(of_torch, one, training) for one in sets]
 
 
-def device_seconds(runs: Sequence[Run], repeats: int) -> float:
+def device_seconds(runs: Sequence[Callable[[], object]], repeats: int) -> float:
     """Time calls in rotation between two events of the device; the first rotation warms up."""
     for run in runs:
         run()
@@ -152,24 +188,47 @@ def device_seconds(runs: Sequence[Run], repeats: int) -> float:
     return milliseconds / 1e3 / repeats
 
 
-def copy_speed(timer: Timer, size: int = COPIED, device: str = "cuda") -> float:
-    """Return how many bytes a second a copy within the device moves, those read and those written."""
-    source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
-    return 2 * size / timer([lambda: (target.copy_(source),)], 20)
+def host_seconds(runs: Sequence[Callable[[], object]], repeats: int) -> float:
+    """Time calls in rotation until the last has come back; few enough for the device to take them all at once."""
+    for run in runs:
+        run()
+    torch.cuda.synchronize()
+    repeats = min(repeats, MOST_WAITING)
+    start = time.perf_counter()
+    for run in itertools.islice(itertools.cycle(runs), repeats):
+        run()
+    found = (time.perf_counter() - start) / repeats
+    torch.cuda.synchronize()
+    return found
 
 
 def as_markdown(results: Sequence[Result]) -> Iterator[str]:
-    """Yield the lines of a table, and below it what the bars speak of."""
-    names = list(results[0].seconds)
-    yield f"| block | shape | {' | '.join(names)} | best of the others / ours | of the copy |"
-    yield "|" + "---|" * (len(names) + 4)
-    for result in results:
-        times = " | ".join(f"{result.seconds[name] * 1e6:.0f} µs" for name in names)
-        share = f"{result.share:.0%}" if result.size >= LARGE else ""
-        wrong = "" if result.right else f" WRONG by {result.error:.2g}"
-        yield f"| {result.block} | {result.row} | {times} | {result.ratio:.2f} | {share}{wrong} |"
-    mean = statistics.geometric_mean(result.ratio for result in results)
-    yield f"\nbest of the others / ours: geometric mean {mean:.2f}, least {min(r.ratio for r in results):.2f}"
+    """Yield the lines of a table of what the device takes, and of one of what the host takes."""
+    for host in (False, True):
+        chosen = [result for result in results if result.host == host]
+        if not chosen:
+            continue
+        names = list(chosen[0].seconds)
+        yield f"\nTime of the {'host' if host else 'device'}, a call:\n"
+        yield f"| block | shape | {' | '.join(names)} | best of the others / ours | of the copy |"
+        yield "|" + "---|" * (len(names) + 4)
+        for result in chosen:
+            times = " | ".join(f"{result.seconds[name] * 1e6:.0f} µs" for name in names)
+            share = f"{result.share:.0%}" if result.size >= LARGE else ""
+            wrong = "" if result.right else f" WRONG by {result.error:.2g}"
+            yield f"| {result.block} | {result.row} | {times} | {result.ratio:.2f} | {share}{wrong} |"
+        mean = statistics.geometric_mean(result.ratio for result in chosen)
+        least = min(result.ratio for result in chosen)
+        yield f"\nbest of the others / ours: geometric mean {mean:.2f}, least {least:.2f}"
+
+
+def network_as_markdown(seconds: dict[str, float]) -> Iterator[str]:
+    """Yield the lines of a table of the network's steps, none where none were timed."""
+    if seconds:
+        yield f"\nA step of training, ResNet-50 at batch {network.Size().batch}:\n"
+        yield f"| {' | '.join(seconds)} |"
+        yield "|" + "---|" * len(seconds)
+        yield f"| {' | '.join(f'{one * 1e3:.1f} ms' for one in seconds.values())} |"
 
 
 def _sets(size: int, cache: int) -> int:
@@ -179,14 +238,6 @@ def _sets(size: int, cache: int) -> int:
 
 def _repeats(size: int) -> int:
     return max(10, min(200, 2**30 // max(size, 1)))
-
-
-def _on_device(inputs: Inputs, device: str) -> Inputs:
-    x, residual = (
-        None if t is None else t.detach().to(device).requires_grad_() for t in (inputs.x, inputs.residual)
-    )
-    assert x is not None
-    return Inputs(x, residual, inputs.cotangent.to(device))
 
 
 def _error(row: Row, block: Block, training: bool, inputs: Inputs) -> float:
