@@ -53,9 +53,13 @@ def small_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, size in sizes.items():
         monkeypatch.setattr(plan, name, size)
     monkeypatch.setattr(plan, "PER_WARP", 32)
-    plan.make_plan.cache_clear()
+    monkeypatch.setattr(plan, "MOST_PARTS", 4)
+    caches = plan.make_plan, plan.make_merge
+    for cache in caches:
+        cache.cache_clear()
     yield
-    plan.make_plan.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.fixture(autouse=True)

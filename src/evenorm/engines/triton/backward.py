@@ -8,7 +8,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from evenorm.engines.triton.tiles import SIZES, assign, coefficients, extents, gradient_by_z, locate, statistics
+from evenorm.engines.triton.tiles import (
+    SIZES,
+    assign,
+    coefficients,
+    extents,
+    gradient_by_z,
+    load_gradient,
+    locate,
+    statistics,
+)
 
 
 @triton.jit
@@ -86,18 +95,26 @@ def sums_kernel(
     sum_g = tl.zeros([block_c, block_n * block_l], tl.float32)
     sum_g_away = sum_g
     first = chunk % chunks * per_chunk
+    corner, offsets, inside, valid = locate(
+        first, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
+    )
+    given, values, kept = load_gradient(dy, x, saved, corner, offsets, inside & valid)
     for i in range(tl.minimum(per_chunk, tiles - first)):
-        corner, offsets, inside, valid = locate(
-            first + i, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
+        # The tile behind the last one is not there, and nothing of it is loaded.
+        next_corner, next_offsets, next_inside, next_valid = locate(
+            first + i + 1, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
         )
-        real = inside & valid
-        values = tl.load(x + corner + offsets, mask=real, other=0).to(tl.float32)
-        given = tl.load(dy + corner + offsets, mask=real, other=0).to(tl.float32)
-        g, away = gradient_by_z(values, given, corner, offsets, real, centre, scale, lift, saved, code, parameter)
+        more = first + i + 1 < tl.minimum(first + per_chunk, tiles)
+        next_given, next_values, next_kept = load_gradient(
+            dy, x, saved, next_corner, next_offsets, next_inside & next_valid & more
+        )
+        g, away = gradient_by_z(given, values, kept, saved, inside & valid, centre, scale, lift, code, parameter)
         sum_g += g
         sum_g_away += g * away
         if dx is not None:
             write_gradient(g, away, corner, offsets, inside, valid, scale, None, None, dx, dresidual)
+        corner, offsets, inside, valid = next_corner, next_offsets, next_inside, next_valid
+        given, values, kept = next_given, next_values, next_kept
     whole = tl.sum(sum_g, axis=1).to(tl.float64)
     at = chunk * channels + c
     tl.store(sums_g + at, whole, mask=c < channels)
@@ -199,10 +216,8 @@ def gradient_kernel(
         corner, offsets, inside, valid = locate(
             first + i, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
         )
-        real = inside & valid
-        values = tl.load(x + corner + offsets, mask=real, other=0).to(tl.float32)
-        given = tl.load(dy + corner + offsets, mask=real, other=0).to(tl.float32)
-        g, away = gradient_by_z(values, given, corner, offsets, real, centre, scale, lift, saved, code, parameter)
+        given, values, kept = load_gradient(dy, x, saved, corner, offsets, inside & valid)
+        g, away = gradient_by_z(given, values, kept, saved, inside & valid, centre, scale, lift, code, parameter)
         write_gradient(g, away, corner, offsets, inside, valid, scale, by_g, by_away, dx, dresidual)
 
 
@@ -251,10 +266,8 @@ def train_backward_kernel(
     corner, offsets, inside, valid = locate(
         group * 0, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
     )
-    real = inside & valid
-    values = tl.load(x + corner + offsets, mask=real, other=0).to(tl.float32)
-    given = tl.load(dy + corner + offsets, mask=real, other=0).to(tl.float32)
-    g, away = gradient_by_z(values, given, corner, offsets, real, centre, scale, lift, saved, code, parameter)
+    given, values, kept = load_gradient(dy, x, saved, corner, offsets, inside & valid)
+    g, away = gradient_by_z(given, values, kept, saved, inside & valid, centre, scale, lift, code, parameter)
     whole = tl.sum(g, axis=1).to(tl.float64)
     by_xhat = (tl.sum(g * away, axis=1).to(tl.float64) - rest * whole) * inverse
     if sums_g is not None:

@@ -93,18 +93,6 @@ def pool_kernel(
     tl.store(counts + chunk + tl.arange(0, 1), tl.zeros([1], tl.float64) + count.to(tl.float64), mask=first_c == 0)
 
 
-@triton.jit
-def load_parts(counts, values, first, begin, chunks, channels, c, block_p: tl.constexpr):
-    """Return how many values some chunks hold, (1, block_p), and a statistic of theirs, (block_c, block_p).
-
-    The statistics of empty chunks are loaded too, and are 0: a mask made of counts would have to wait for them.
-    """
-    p = begin + tl.arange(0, block_p)[None, :]
-    share = tl.load(counts + first + p, mask=p < chunks, other=0)
-    at = (first + p) * channels + c[:, None]
-    return share, tl.load(values + at, mask=(c < channels)[:, None] & (p < chunks), other=0)
-
-
 @triton.jit(do_not_specialize=SIZES)
 def merge_kernel(
     counts,
@@ -118,41 +106,36 @@ def merge_kernel(
     block_c: tl.constexpr,
     block_p: tl.constexpr,
 ):
-    """Merge the chunks of each group in order, from the largest of their means: count (G,), mean and m2 (G, C).
+    """Merge each group's chunks, block_p of them to one, from the largest of their means: as `pool_kernel` writes.
 
-    Chan's rule, all at once (math.md, eq. 5); equal means merge to themselves, and empty chunks change nothing.
+    Chan's rule, all at once (math.md, eq. 5); equal means merge to themselves, and empty chunks change nothing. The
+    statistics of those are loaded too: a mask made of counts would have to wait for them.
     """
     blocks = tl.cdiv(channels, block_c).to(tl.int32)
-    group = tl.program_id(0) // blocks
+    merged = tl.program_id(0) // blocks
     block = tl.program_id(0) % blocks
     c = block.to(tl.int64) * block_c + tl.arange(0, block_c)
-    first = group * chunks
-    # The parts are added place by place, and their places once at the end.
-    shares = tl.zeros([1, block_p], tl.float64)
-    tops = tl.full([block_c, block_p], -float("inf"), tl.float64)
-    for begin in range(0, chunks, block_p):
-        share, part = load_parts(counts, means, first, begin, chunks, channels, c, block_p)
-        tops = tl.maximum(tops, tl.where(share > 0, part, -float("inf")))
-        shares += share
-    n = tl.sum(shares, axis=1)
-    top = tl.max(tops, axis=1)
+    times = tl.cdiv(chunks, block_p)
+    group, begin = merged // times, merged % times * block_p
+    p = begin + tl.arange(0, block_p)[None, :]
+    first = group.to(tl.int64) * chunks
+    at = (first + p) * channels + c[:, None]
+    there = (c < channels)[:, None] & (p < chunks)
+    share = tl.load(counts + first + p, mask=p < chunks, other=0)
+    part = tl.load(means + at, mask=there, other=0)
+    spread = tl.load(m2s + at, mask=there, other=0)
+    n = tl.sum(share, axis=1)
+    top = tl.max(tl.where(share > 0, part, -float("inf")), axis=1)
     top = tl.where(top == -float("inf"), 0.0, top)
-    steps = tl.zeros([block_c, block_p], tl.float64)
-    for begin in range(0, chunks, block_p):
-        share, part = load_parts(counts, means, first, begin, chunks, channels, c, block_p)
-        steps += tl.where(share > 0, share * (part - top[:, None]), 0.0)
-    pooled = top + tl.sum(steps, axis=1) / tl.maximum(n, 1.0)
-    spreads = tl.zeros([block_c, block_p], tl.float64)
-    for begin in range(0, chunks, block_p):
-        share, part = load_parts(counts, means, first, begin, chunks, channels, c, block_p)
-        away = tl.where(share > 0, part - pooled[:, None], 0.0)
-        share, part = load_parts(counts, m2s, first, begin, chunks, channels, c, block_p)
-        spreads += part + share * away * away
-    spread = tl.sum(spreads, axis=1)
-    at = group * channels + c
+    away = tl.where(share > 0, part - top[:, None], 0.0)
+    step = tl.sum(share * away, axis=1) / tl.maximum(n, 1.0)
+    pooled = top + step
+    away = tl.where(share > 0, part - pooled[:, None], 0.0)
+    spread = tl.sum(spread + share * away * away, axis=1)
+    at = merged.to(tl.int64) * channels + c
     tl.store(mean + at, pooled, mask=c < channels)
     tl.store(m2 + at, spread, mask=c < channels)
-    tl.store(count + group + tl.arange(0, 1), n, mask=block == 0)
+    tl.store(count + merged + tl.arange(0, 1), n, mask=block == 0)
 
 
 @triton.jit(do_not_specialize=SIZES)

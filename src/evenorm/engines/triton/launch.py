@@ -100,12 +100,15 @@ def pool(given: Input) -> tuple[Tensor, Tensor, Tensor]:
     found = _memory(given, plan.groups * plan.chunks)
     tensors = (given.x, given.mask, *found)
     start(forward.pool_kernel, plan.programs, tensors, (*plan.sizes, *plan.cut), plan.blocking, plan.warps)
-    if plan.chunks == 1:
-        return found
-    merged, merge = _memory(given, plan.groups), make_merge(plan.channels, plan.chunks)
-    programs = plan.groups * divide_up(plan.channels, merge.block_c)
-    start(forward.merge_kernel, programs, (*found, *merged), (plan.channels, plan.chunks), merge)
-    return merged
+    chunks = plan.chunks
+    while chunks > 1:
+        merge = make_merge(plan.channels, chunks)
+        parts, chunks = found, divide_up(chunks, merge.block_p)
+        found = _memory(given, plan.groups * chunks)
+        programs = plan.groups * chunks * divide_up(plan.channels, merge.block_c)
+        sizes = plan.channels, len(parts[0]) // plan.groups
+        start(forward.merge_kernel, programs, (*parts, *found), sizes, merge.blocking, merge.warps)
+    return found
 
 
 def normalize(given: Input, by: Affine, residual: Maybe, curve: Curve) -> Tensor:
@@ -160,13 +163,14 @@ def sums(
 def merge_sums(plan: Plan, parts: Tensor, sum_g: Maybe, sum_g_xhat: Maybe, dweight: Maybe, dbias: Maybe) -> None:
     """Add up what the chunks hold: into sums of groups, (G, C), and into the parameters' gradients, (C,)."""
     chunks = parts.shape[1] // plan.groups
-    merge = make_merge(plan.channels, chunks)
+    merge = make_merge(plan.channels, chunks, sums=True)
     start(
         backward.merge_sums_kernel,
         divide_up(plan.channels, merge.block_c),
         (parts[0], parts[1], sum_g, sum_g_xhat, dweight, dbias),
         (plan.channels, chunks, plan.groups),
-        merge,
+        merge.blocking,
+        merge.warps,
     )
 
 

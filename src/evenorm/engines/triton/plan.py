@@ -23,6 +23,7 @@ PLANE_PROGRAMS = 4096  # two rounds of a large device, so that the end of the la
 ROW_PROGRAMS = 2048  # two rounds: each chunk of rows writes 16 bytes a channel, so that chunks should be long
 FINE_PROGRAMS = 4096  # of kernels that write no partial results
 FEWEST_ROWS = 128  # of a chunk: what it writes is then an eighth of what it reads, in half precision
+MOST_PARTS = 2048  # that are merged at once: 16 elements a thread where 4 channels do
 LONGEST_CHUNK = 256  # tiles; the spread's error grows with the chunk over its first tile where values drift
 
 
@@ -88,10 +89,16 @@ class Plan(NamedTuple):
 
 
 class Merge(NamedTuple):
-    """How partial results, (P, C), are merged: channels of a program, and parts it takes at a time."""
+    """How partial results, (P, C), are merged: channels of a program, parts it takes at a time, and its warps."""
 
     block_c: int
     block_p: int
+    warps: int
+
+    @property
+    def blocking(self) -> tuple[int, int]:
+        """What the kernels are compiled for, beside the number of warps."""
+        return self.block_c, self.block_p
 
 
 def regular(splits: Sequence[int], samples: int) -> bool:
@@ -149,10 +156,14 @@ def _finely(plan: Plan) -> Plan:
 
 
 @lru_cache(maxsize=1024)
-def make_merge(channels: int, parts: int) -> Merge:
-    """Cut the merging: many parts by few channels, so that enough programs share the reading."""
-    block_p = min(power_above(parts), 256)
-    return Merge(min(power_above(channels), max(4, min(64, 1024 // block_p))), block_p)
+def make_merge(channels: int, parts: int, sums: bool = False) -> Merge:
+    """Cut the merging: many parts at once, which wait for memory once, and of each a sector of memory at least.
+
+    Sums are two, which are kept while more are loaded: there are registers for half as many.
+    """
+    block_p = min(power_above(parts), MOST_PARTS // 2 if sums else MOST_PARTS)
+    block_c = min(power_above(channels), max(4, min(64, 1024 // block_p)))
+    return Merge(block_c, block_p, max(4, min(block_c * block_p // PER_WARP, MOST_WARPS)))
 
 
 def _whole(samples: int, channels: int, positions: int, rows: bool, itemsize: int) -> tuple[int, int, int] | None:

@@ -228,16 +228,27 @@ def write_output(
 
 
 @triton.jit
-def gradient_by_z(x, dy, corner, offsets, real, centre, scale, lift, saved, code: tl.constexpr, parameter):
-    """Return g, the gradient by z, and x centred; both 0 where nothing valid is.
+def load_gradient(dy, x, saved, corner, offsets, real):
+    """Load a tile of dy and x, and of what was saved; 0 where nothing valid is."""
+    given = tl.load(dy + corner + offsets, mask=real, other=0)
+    values = tl.load(x + corner + offsets, mask=real, other=0)
+    kept = given
+    if saved is not None:
+        kept = tl.load(saved + corner + offsets, mask=real, other=0)
+    return given, values, kept
+
+
+@triton.jit
+def gradient_by_z(given, values, kept, saved, real, centre, scale, lift, code: tl.constexpr, parameter):
+    """Return g, the gradient by z, 0 where nothing valid is; and x centred.
 
     What was saved is the output where its sign tells the slope (codes 0 to 2), else the residual.
     """
-    away = tl.where(real, x - centre[:, None], 0.0)
-    g = tl.where(real, dy, 0.0)
+    away = values.to(tl.float32) - centre[:, None]
+    g = given.to(tl.float32)
     if code != 0:
         if saved is not None:
-            z = tl.load(saved + corner + offsets, mask=real, other=0).to(tl.float32)
+            z = kept.to(tl.float32)
             if code > 2:
                 z += away * scale[:, None] + lift[:, None]
         else:
