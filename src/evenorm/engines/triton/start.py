@@ -23,7 +23,7 @@ def start(
     The parameters of numbers name their types, so that of what Triton compiles for only these are open: which
     tensors are None, their dtypes, and whether their memory begins at a multiple of 16 bytes; and the device.
     """
-    found = (None if t is None else (t.get_device(), t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
+    found = [None if t is None else (t.get_device(), t.dtype, t.data_ptr() % 16 == 0) for t in tensors]
     key = (id(kernel), warps, constants, *found)
     known = _compiled.get(key)
     if known is not None:
