@@ -327,15 +327,14 @@ def test_a_batch_of_one_value_changes_nothing_and_one_without_a_good_channel_doe
     assert batches == 1
 
 
-def test_skipped_channels_and_batches_are_counted() -> None:
+def test_batches_that_a_channel_skips_are_counted() -> None:
     x = made((6, 3), 0)
     x[0, 1] = math.nan
-    for skipped, expected in ((torch.zeros(3, dtype=torch.int64), [0, 1, 0]), (torch.tensor(0), 1)):
-        mean, var, skipped = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE), skipped.to(DEVICE)
-        triton.track_(mean, var, None, triton.moments(x), 0.1, skipped=skipped)
-        assert skipped.tolist() == expected
-        assert (mean[1], var[1]) == (0, 1)
-        assert not (mean[::2] == 0).any()
+    mean, var, skipped = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE), counter()
+    triton.track_(mean, var, None, triton.moments(x), 0.1, skipped=skipped)
+    assert skipped == 1
+    assert (mean[1], var[1]) == (0, 1)
+    assert not (mean[::2] == 0).any()
 
 
 def network(theirs: bool) -> torch.nn.Module:

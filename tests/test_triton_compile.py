@@ -124,7 +124,7 @@ def run_everything(x: Tensor, dy: Tensor, residual: Tensor | None, mask: Tensor 
     operators.normalize(x, bias, var, weight, bias, residual, *setting)
     given = (dy, x, bias, var, weight, bias, saved, mask, EPS, code, 0.0)
     operators.eval_backward(*given, True, residual is not None)
-    operators.track_(bias, var, torch.tensor(0), *batch, 0.1, False, 1, torch.tensor(0))
+    operators.track_(bias, var, torch.tensor(0), *batch, 0.1, False, True, torch.tensor(0))
 
 
 # Whole channels in one tile, and walked over in chunks; 7x7 planes, whose rows are not aligned; few channels.

@@ -261,6 +261,7 @@ void slope_run(const S* z, const S* dy, S* g, int64_t count, S parameter, Next n
 
 template <class S, class... A>
 struct Table {
+  static_assert(sizeof...(A) == evenorm::activation_count);
   static constexpr Curve<S> rows[] = {{value_run<A, S>, slope_run<A, S>}...};
 };
 

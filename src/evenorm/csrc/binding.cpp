@@ -346,7 +346,7 @@ void step_backward(StableIValue* stack, uint64_t, uint64_t) {
 
 #define SETTING "Tensor? mask, int[]? splits, float eps, int activation, float parameter"
 #define STATISTICS "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked"
-#define RULE "float momentum, bool debias, int nonfinite, Tensor(d!)? skipped"
+#define RULE "float momentum, bool debias, bool skip_nonfinite, Tensor(d!)? skipped"
 #define GIVEN_BACKWARD "Tensor? weight, Tensor? bias, Tensor? saved, "
 
 [[maybe_unused]] const bool known_to_torch = [] {

@@ -10,6 +10,8 @@
 
 namespace evenorm {
 
+constexpr int activation_count = 10;  // evenorm.activations.TABLE
+
 enum class Type : int { float32, float64, bfloat16, float16 };
 
 constexpr int64_t bytes_of(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
@@ -79,8 +81,7 @@ struct Update {
   bool debias = false;
   bool skip_nonfinite = false;
   int64_t* batches = nullptr;           // num_batches_tracked; may be absent
-  int64_t* skipped = nullptr;           // (C,) or (), may be absent
-  int64_t skipped_stride = 0;
+  int64_t* skipped = nullptr;           // how many batches some channel left out; may be absent
 };
 void track(const Update& update);
 

@@ -166,7 +166,7 @@ struct Call {
   }
 
   void setting(double eps, int64_t activation, double parameter) {
-    CHECK(activation >= 0 && activation <= 9, "unknown activation ", activation);
+    CHECK(activation >= 0 && activation < evenorm::activation_count, "unknown activation ", activation);
     task.eps = eps;
     task.activation = int(activation);
     task.parameter = parameter;

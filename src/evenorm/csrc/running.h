@@ -29,16 +29,14 @@ struct Tracked {
     update.batches = counter(batches, "num_batches_tracked");
   }
 
-  // momentum, debias, nonfinite, skipped!?
+  // momentum, debias, skip_nonfinite, skipped!?
   void rule(Arguments& given) {
     update.momentum = given.number();
     update.debias = given.flag();
-    update.skip_nonfinite = given.integer() == 1;
+    update.skip_nonfinite = given.flag();
     skipped = given.optional_tensor();
     update.skipped = counter(skipped, "skipped");
-    CHECK(!skipped || skipped.dim == 0 || (skipped.dim == 1 && skipped.sizes[0] == update.channels),
-          "skipped must have shape () or (C,)");
-    update.skipped_stride = skipped && skipped.dim == 1 ? skipped.strides[0] : 0;
+    CHECK(!skipped || skipped.dim == 0, "skipped must have shape ()");
   }
 };
 

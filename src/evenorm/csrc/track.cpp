@@ -106,10 +106,7 @@ static int64_t track_block(const Update& update, int64_t first, int64_t size, do
     return 0;
   }
   for (int64_t i = 0; i < size; ++i) {
-    if (!finite[i]) {
-      if (update.skipped != nullptr && update.skipped_stride != 0) update.skipped[(first + i) * update.skipped_stride] += 1;
-      continue;
-    }
+    if (!finite[i]) continue;
     write(update.running_mean, first + i, 1, now.mean + i);
     write(update.running_var, first + i, 1, now.var + i);
   }
@@ -128,8 +125,7 @@ void track(const Update& update) {
   }
   // A batch that no channel took does not count.
   if (update.batches != nullptr && skipped < update.channels) *update.batches += 1;
-  // One counter for all channels counts batches.
-  if (update.skipped != nullptr && update.skipped_stride == 0 && skipped > 0) *update.skipped += 1;
+  if (update.skipped != nullptr && skipped > 0) *update.skipped += 1;
 }
 
 // Chan's rule, from the first row's mean and in the order of rows, so that whoever has the same rows gets the same bits.

@@ -31,8 +31,8 @@ Maybe = Tensor | None
 
 # What `track_` takes besides the batch: running_mean, running_var, num_batches_tracked, momentum, debias,
 # skip_nonfinite, skipped.
-Update = tuple[Maybe, Maybe, Maybe, float, bool, int, Maybe]
-NO_UPDATE = (None, None, None, 0.0, False, 0, None)
+Update = tuple[Maybe, Maybe, Maybe, float, bool, bool, Maybe]
+NO_UPDATE = (None, None, None, 0.0, False, False, None)
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
@@ -279,7 +279,7 @@ def track_(
         momentum: the weight of the new batch; NaN for a cumulative average.
         debias: take the initial value out of the exponential average.
         skip_nonfinite: leave a channel as it is where the outcome would not be finite.
-        skipped: int64, (C,): incremented for each channel left as it is; or (): for a batch with such a channel.
+        skipped: int64, (): incremented for a batch that some channel leaves out.
     """
     _operators.track_.default(
         running_mean,
@@ -290,7 +290,7 @@ def track_(
         batch.m2,
         momentum,
         debias,
-        int(skip_nonfinite),
+        skip_nonfinite,
         skipped,
     )
 

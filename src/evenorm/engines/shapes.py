@@ -119,7 +119,7 @@ def _fake_track(
     m2: Tensor,
     momentum: float,
     debias: bool,
-    nonfinite: int,
+    skip_nonfinite: bool,
     skipped: Maybe,
 ) -> None:
     return None

@@ -265,7 +265,7 @@ def track_(
     """
     moments = (batch.count, batch.mean, batch.m2)
     state = (running_mean, running_var, num_batches_tracked)
-    _run("track_", running_mean)(*state, *moments, momentum, debias, int(skip_nonfinite), skipped)
+    _run("track_", running_mean)(*state, *moments, momentum, debias, skip_nonfinite, skipped)
 
 
 def _hands_over(x: Tensor, splits: Sequence[int] | None) -> bool:

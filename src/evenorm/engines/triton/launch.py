@@ -249,7 +249,7 @@ def update_(
         1,
         (running_mean, running_var, batches, skipped, *(t.contiguous() for t in batch)),
         (running_mean.numel(), batch[0].numel(), momentum, rest),
-        (average, skip_nonfinite, 0 if skipped is None else skipped.dim(), TRACKED_TOGETHER),
+        (average, skip_nonfinite, TRACKED_TOGETHER),
     )
 
 

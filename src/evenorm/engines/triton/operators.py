@@ -207,7 +207,7 @@ def track_(
     m2: Tensor,
     momentum: float,
     debias: bool,
-    nonfinite: int,
+    skip_nonfinite: bool,
     skipped: Maybe,
 ) -> None:
     """Let one batch enter the running statistics, in place; a momentum of NaN is a cumulative average."""
@@ -215,7 +215,7 @@ def track_(
     average = CUMULATIVE if cumulative else DEBIASED if debias and momentum < 1 else EXPONENTIAL
     state = (running_mean, running_var, num_batches_tracked, skipped)
     with on_device(running_mean):
-        update_(*state, (count, mean, m2), 0.0 if cumulative else momentum, average, bool(nonfinite))
+        update_(*state, (count, mean, m2), 0.0 if cumulative else momentum, average, skip_nonfinite)
 
 
 def _of_groups(given: Input) -> Tensor:
@@ -241,7 +241,7 @@ _SCHEMAS = {
     eval_backward: f"(Tensor dy, Tensor x, {_BY}, Tensor? saved, Tensor? mask, float eps, int activation, "
     "float parameter, bool needs_sums, bool needs_residual) -> (Tensor, Tensor, Tensor, Tensor)",
     track_: "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? num_batches_tracked, Tensor count, "
-    "Tensor mean, Tensor m2, float momentum, bool debias, int nonfinite, Tensor(d!)? skipped) -> ()",
+    "Tensor mean, Tensor m2, float momentum, bool debias, bool skip_nonfinite, Tensor(d!)? skipped) -> ()",
 }
 _library = torch.library.Library("evenorm_triton", "DEF")
 

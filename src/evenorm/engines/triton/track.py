@@ -44,10 +44,9 @@ def track_kernel(
     log_rest: tl.float64,
     average: tl.constexpr,
     skip_nonfinite: tl.constexpr,
-    skipped_stride: tl.constexpr,
     block_c: tl.constexpr,
 ):
-    """Update running_mean, running_var (C,), the counter and what counts skipped channels or batches, in place.
+    """Update running_mean, running_var (C,), the counter and that of batches that some channel left out, in place.
 
     average: 0 exponential, 1 debiased, with log_rest = log(1 - momentum) of a momentum below 1, 2 cumulative.
     """
@@ -79,15 +78,12 @@ def track_kernel(
         moves = known & (n + tl.zeros([block_c], tl.float64) > 1)
         if skip_nonfinite:
             fine = finite(new_mean.to(tl.float32)) & finite(new_var.to(tl.float32))
-            left = moves & (fine == 0)
-            bad += left.to(tl.int32)
-            if skipped is not None and skipped_stride != 0:
-                tl.store(skipped + c, tl.load(skipped + c, mask=left, other=0) + 1, mask=left)
+            bad += (moves & (fine == 0)).to(tl.int32)
             moves = moves & fine
         tl.store(running_mean + c, new_mean, mask=moves)
         tl.store(running_var + c, new_var, mask=moves)
     left_out = tl.sum(bad, axis=0)
     if batches is not None:  # a batch that no channel took does not count
         tl.store(batches, tl.load(batches) + (counts & (left_out < channels)).to(tl.int64))
-    if skipped is not None and skipped_stride == 0:
+    if skipped is not None:
         tl.store(skipped, tl.load(skipped) + (counts & (left_out > 0)).to(tl.int64))
