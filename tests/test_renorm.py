@@ -201,6 +201,19 @@ def test_a_bad_value_shows_and_stays_in_its_channel() -> None:
     assert (layer.running_mean == before).tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("options", [{"renorm": Renorm()}, {"renorm": OPEN}, {"on_single": "population"}], ids=str)
+def test_statistics_that_are_nan_tie_a_batch_to_nothing(options: dict[str, Any]) -> None:
+    layer, plain, mask = moved(**options), moved(), torch.ones(5, dtype=torch.bool)
+    layer.running_mean[0], layer.running_var[1] = math.nan, math.nan
+    x, dy = torch.randn(2, 5, 3, dtype=torch.float64).unbind()
+    answers = []
+    for one in (layer, plain):
+        one_x = x.clone().requires_grad_()
+        y = one(one_x, mask=mask)
+        answers.append((y[:, :2], torch.autograd.grad(y, one_x, dy)[0][:, :2]))
+    torch.testing.assert_close(*answers)
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "r_max": ({"r_max": 0.9}, "Renorm needs r_max of at least 1 and d_max of at least 0, got Renorm(r_max=0.9, "),
     "r_max is nan": ({"r_max": math.nan}, "Renorm needs r_max of at least 1 and d_max of at least 0, got Renorm("),

@@ -144,6 +144,8 @@ def tie(batch: Moments, anchor: Anchor | None, eps: float) -> Tied:
     batch_sigma = (batch.variance() + eps).sqrt()
     r = (batch_sigma / sigma).detach().clamp(1 / anchor.r_max, anchor.r_max)
     d = ((batch.mean - mean) / sigma).detach().clamp(-anchor.d_max, anchor.d_max)
+    unknown = d.isnan()  # running statistics of NaN are nothing to be tied to
+    r, d = torch.where(unknown, 1, r), torch.where(unknown, 0, d)
     tied_mean, tied_sigma = batch.mean - d * batch_sigma / r, batch_sigma / r
     if anchor.replaces_single:
         single = (batch.count <= 1).unsqueeze(-1)
