@@ -191,7 +191,18 @@ def test_without_torch_distributed() -> None:
     layer = evenorm.BatchNorm1d(3, process_group="world")
     with pytest.raises(ValueError, match=r"process_group needs torch\.distributed to be initialised in training"):
         layer(torch.randn(4, 3))
-    assert layer.eval()(torch.randn(4, 3)).shape == (4, 3)
+    layer.eval()
+    with evenorm.verify_workers(layer):
+        assert layer(torch.randn(4, 3)).shape == (4, 3)
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, torch.inf, torch.nan, None, "30", True])
+def test_a_timeout_that_is_none(timeout: object) -> None:
+    with (
+        pytest.raises(ValueError, match="timeout must be a number of seconds, above 0 and finite, got"),
+        evenorm.verify_workers(nn.Sequential(), timeout=timeout),
+    ):
+        pass
 
 
 def test_bad_groups() -> None:

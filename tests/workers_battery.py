@@ -573,6 +573,15 @@ def verified_workers_that_agree(rank: int, world: int) -> None:
     assert together.num_batches_tracked == 3
 
 
+@check
+def blocks_of_a_few_workers_are_no_business_of_others(rank: int, world: int) -> None:
+    few = dist.new_group([0, 1])
+    model = nn.Sequential(layer(torch.float32, process_group=few if rank < 2 else None))
+    with evenorm.verify_workers(model, timeout=5):
+        model(draw(4, 4, dtype=torch.float32))
+    verified_workers_that_agree(rank, world)
+
+
 def diverge(rank: int, how: str) -> None:
     """Do on rank 1 something else than on the others, under verification."""
     channels = 3 if rank == 1 and how == "channels" else 4

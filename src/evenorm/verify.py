@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from itertools import count
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from evenorm import workers
 from evenorm.layers import Layer
 
 _GO = "go"
-_blocks = count()  # how many blocks this worker has opened: the same on all of them, as they run the same program
+# How many blocks this worker has opened, by the members of a group that it pools with in the block: the same on all
+# of them, who run the same program, whatever workers outside the group run.
+_blocks: Counter[str] = Counter()
 
 
 @contextmanager
@@ -34,9 +37,10 @@ def verify_workers(model: nn.Module, timeout: float = 30.0) -> Iterator[None]:
 
     Args:
         model: a network with evenorm layers that have a ``process_group``.
-        timeout: how long to wait for the others before each pooling, in seconds.
+        timeout: how long to wait for the others before each pooling, in seconds, above 0.
 
     Raises:
+        ValueError: a timeout that is no number of seconds, before anything is done.
         RuntimeError: from a forward inside the block, on every worker, when the workers disagree.
 
     >>> import torch, evenorm
@@ -44,12 +48,14 @@ def verify_workers(model: nn.Module, timeout: float = 30.0) -> Iterator[None]:
     >>> with evenorm.verify_workers(model, timeout=10):
     ...     _ = model(torch.randn(8, 4))
     """
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+        raise ValueError(f"timeout must be a number of seconds, above 0 and finite, got {timeout!r}")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
     pooling = {name: layer for name, layer in layers.items() if layer.process_group is not None}
     if not pooling:
         yield
         return
-    ledger = _Ledger(f"evenorm/verify/{next(_blocks)}", timeout, pooling.values())
+    ledger = _Ledger(timeout, pooling.values())
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # what was compiled before knows nothing of hooks
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -97,7 +103,7 @@ class _Turn:
             if name in self.due:
                 self.due.discard(name)
                 x = inputs[0] if inputs else keywords["input"]
-                group = workers.resolve(layer.process_group, x)
+                group = _others(layer)
                 if group is not None:
                     self.ledger.compare(group, _note(name, layer, x))
 
@@ -112,23 +118,31 @@ def _note(name: str, layer: Layer, x: Tensor) -> dict[str, str]:
 class _Ledger:
     """What this worker has written for the others to read, call by call and group by group."""
 
-    def __init__(self, prefix: str, timeout: float, layers: Iterable[Layer]) -> None:
-        self.prefix, self.timeout = prefix, timedelta(seconds=timeout)
-        self.calls: dict[str, int] = {}
-        if dist.is_available() and dist.is_initialized():  # those who hear of it if this worker leaves at once
-            named = {layer.process_group for layer in layers}
-            groups = {dist.group.WORLD if isinstance(group, str) else group for group in named}
-            self.calls = {_members(group): 0 for group in groups if isinstance(group, dist.ProcessGroup)}
+    def __init__(self, timeout: float, layers: Iterable[Layer]) -> None:
+        self.timeout = timedelta(seconds=timeout)
+        self.names: dict[str, str] = {}  # what a group calls this block in the store, by the group's members
+        self.calls: dict[str, int] = {}  # by that name
+        for layer in layers:  # those who hear of it if this worker leaves at once
+            group = _others(layer)
+            if group is not None:
+                self._name(group)
+
+    def _name(self, group: dist.ProcessGroup) -> str:
+        members = "-".join(map(str, dist.get_process_group_ranks(group)))
+        if members not in self.names:
+            _blocks[members] += 1
+            self.names[members] = f"evenorm/verify/{members}/{_blocks[members]}"
+            self.calls[self.names[members]] = 0
+        return self.names[members]
 
     def compare(self, group: dist.ProcessGroup, note: dict[str, str]) -> None:
-        ranks, members = dist.get_process_group_ranks(group), _members(group)
-        call = self.calls[members] = self.calls.get(members, 0) + 1
-        mine = dist.get_rank()
-        self._write(members, call, mine, note)
-        verdict = f"{self.prefix}/{members}/{call}/verdict"
+        ranks, block, mine = dist.get_process_group_ranks(group), self._name(group), dist.get_rank()
+        call = self.calls[block] = self.calls[block] + 1
+        self._write(block, call, mine, note)
+        verdict = f"{block}/{call}/verdict"
 
         def read() -> dict[int, dict[str, str]]:
-            return {rank: self._read(members, call, rank, note) for rank in ranks if rank != mine}
+            return {rank: self._read(block, call, rank, note) for rank in ranks if rank != mine}
 
         try:
             notes = read()
@@ -150,26 +164,26 @@ class _Ledger:
 
     def leave(self, how: str) -> None:
         """Tell those who will wait for this worker that it is not coming."""
-        for members, call in self.calls.items():
+        for block, call in self.calls.items():
             try:
-                self._write(members, call + 1, dist.get_rank(), {"gone": how})
+                self._write(block, call + 1, dist.get_rank(), {"gone": how})
             except RuntimeError:  # the store is gone with its host: nobody is left to read
                 return
 
-    def _write(self, members: str, call: int, rank: int, note: dict[str, str]) -> None:
+    def _write(self, block: str, call: int, rank: int, note: dict[str, str]) -> None:
         text = json.dumps(note)
         store = _store()
-        store.set(f"{self.prefix}/{members}/{call}/{rank}", text)
-        store.set(f"{self.prefix}/{members}/last/{rank}", text)
+        store.set(f"{block}/{call}/{rank}", text)
+        store.set(f"{block}/last/{rank}", text)
 
-    def _read(self, members: str, call: int, rank: int, mine: dict[str, str]) -> dict[str, str]:
-        store, key = _store(), f"{self.prefix}/{members}/{call}/{rank}"
+    def _read(self, block: str, call: int, rank: int, mine: dict[str, str]) -> dict[str, str]:
+        store, key = _store(), f"{block}/{call}/{rank}"
         try:
             store.wait([key], self.timeout)
             note: dict[str, str] = json.loads(store.get(key))
             return note
         except RuntimeError as error:
-            last = f"{self.prefix}/{members}/last/{rank}"
+            last = f"{block}/last/{rank}"
             try:
                 seen = _words(json.loads(store.get(last))) if store.check([last]) else "nowhere in this block"
             except RuntimeError:
@@ -180,8 +194,13 @@ class _Ledger:
             ) from error
 
 
-def _members(group: dist.ProcessGroup) -> str:
-    return "-".join(map(str, dist.get_process_group_ranks(group)))
+def _others(layer: Layer) -> dist.ProcessGroup | None:
+    """Return the group that a layer would pool with in training; None where it is alone, or could not."""
+    group = layer.process_group
+    if group is None or not (dist.is_available() and dist.is_initialized()):
+        return None
+    found = dist.group.WORLD if isinstance(group, str) else group
+    return found if found is not None and dist.get_rank(found) >= 0 and dist.get_world_size(found) > 1 else None
 
 
 def _decide(key: str, wanted: str) -> str:
