@@ -13,6 +13,7 @@ from torch import Tensor
 
 import evenorm
 from evenorm import Moments, engines, formulas
+from evenorm.engines import cpu
 from evenorm.moments import virtual_batches
 
 # Every value is a float32, within a range in which no square leaves float64.
@@ -150,6 +151,20 @@ def test_a_constant_is_its_own_mean_with_no_variance(constant: tuple[float, torc
     twice = found + found
     assert twice.mean.item() == value
     assert twice.m2.item() == 0
+
+
+def test_pooling_a_constant_gives_it_whichever_groups_are_empty() -> None:
+    constant = torch.randn(200, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e6
+    parts = [evenorm.moments(constant.expand(size, -1)) for size in (0, 3, 7, 0)]
+    groups = Moments(*(torch.stack([getattr(part, name) for part in parts]) for name in ("count", "mean", "m2")))
+    pooled = groups.pooled()
+    assert torch.equal(pooled.mean, constant)
+    assert not pooled.m2.any()
+    if cpu.available() is None:  # which pools as it tracks
+        mean, var = torch.zeros(200).double(), torch.ones(200).double()
+        cpu.track_(mean, var, None, groups, 1.0)
+        assert torch.equal(mean, constant)
+        assert not var.any()
 
 
 @pytest.mark.parametrize("correction", [0, 1, 2])

@@ -167,6 +167,19 @@ def test_the_engine_merges_as_is_defined() -> None:
 
 
 @engine_only
+def test_a_constant_stays_one_whoever_is_empty() -> None:
+    for constant in draw(40, torch.float64, 0).flatten(1) * 1e6:
+        parts = [constant.expand(size, -1) for size in (0, 3, 7)]
+        sent = torch.cat([cpu.forward_message(part, None) for part in parts])
+        y, packed = cpu.step_forward(parts[1], None, None, None, Setting(), messages=sent)
+        assert not y.any()
+        for count, mean, m2 in (workers.split(packed), vars(workers._merge(*workers.split(sent))).values()):
+            assert count == 10
+            assert torch.equal(mean[0], constant)
+            assert not m2.any()
+
+
+@engine_only
 def test_the_engine_refuses_messages_that_are_none() -> None:
     x, setting = torch.randn(4, 2), Setting()
 

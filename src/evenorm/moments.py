@@ -64,7 +64,8 @@ class Moments:
         if len(self.count) == 1:
             return Moments(self.count[0], self.mean[0], self.m2[0])
         groups, count = self.count.unsqueeze(1), self.count.sum()
-        start = self.mean[:1]
+        # The largest group's mean: an empty one's is of no values. Equal means merge to themselves.
+        start = self.mean.index_select(0, self.count.argmax(0, keepdim=True))
         mean = start + (groups * (self.mean - start)).sum(0, keepdim=True) / count.clamp(min=1)
         m2 = self.m2.sum(0) + (groups * (self.mean - mean).square()).sum(0)
         return Moments(count, mean[0], m2)

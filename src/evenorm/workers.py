@@ -123,7 +123,7 @@ def _merge(count: Tensor, mean: Tensor, m2: Tensor) -> Moments:
     These are so small that their number is what they cost.
     """
     total = count.sum(0, keepdim=True)
-    start = mean[:1]
+    start = mean.index_select(0, count[:, 0].argmax(0, keepdim=True))
     away = mean - start
     step = (count * away).sum(0, keepdim=True) / total.clamp(min=1)
     rest = away - step

@@ -21,9 +21,13 @@ struct Pooled {
   double mean, m2;
 };
 
-// Chan's rule over the groups of a channel, from the first group's mean so that equal means merge to themselves.
+// Chan's rule over the groups of a channel, from the largest group's mean so that equal means merge to themselves, whoever is empty.
 static Pooled pooled(const Update& update, int64_t c, double count) {
-  const double start = read(update.mean, 0, c);
+  int64_t largest = 0;
+  for (int64_t g = 1; g < update.groups; ++g) {
+    if (read(update.count, g, 0) > read(update.count, largest, 0)) largest = g;
+  }
+  const double start = read(update.mean, largest, c);
   if (update.groups == 1) return {start, read(update.m2, 0, c)};
   double step = 0, m2 = 0;
   for (int64_t g = 0; g < update.groups; ++g) step += read(update.count, g, 0) * (read(update.mean, g, c) - start);
@@ -128,14 +132,18 @@ void track(const Update& update) {
   if (update.skipped != nullptr && skipped > 0) *update.skipped += 1;
 }
 
-// Chan's rule, from the first row's mean and in the order of rows, so that whoever has the same rows gets the same bits.
+// Chan's rule, from the largest row's mean and in the order of rows, so that whoever has the same rows gets the same bits.
 void merge(const double* rows, int64_t row_count, int64_t channels, double* count, double* mean, double* m2) {
   const int64_t row = 2 * channels + 1;
+  int64_t largest = 0;
   *count = 0;
-  for (int64_t r = 0; r < row_count; ++r) *count += rows[r * row];
-  const double divisor = *count > 1 ? *count : 1, *start = rows + 1;
+  for (int64_t r = 0; r < row_count; ++r) {
+    *count += rows[r * row];
+    if (rows[r * row] > rows[largest * row]) largest = r;
+  }
+  const double divisor = *count > 1 ? *count : 1, *start = rows + largest * row + 1;
   for (int64_t c = 0; c < channels; ++c) mean[c] = m2[c] = 0;
-  for (int64_t r = 1; r < row_count; ++r) {
+  for (int64_t r = 0; r < row_count; ++r) {
     const double own = rows[r * row], *own_mean = rows + r * row + 1;
     for (int64_t c = 0; c < channels; ++c) mean[c] += own * (own_mean[c] - start[c]);
   }
