@@ -508,6 +508,16 @@ def nan_on_one_worker_is_found(rank: int, world: int) -> None:
 
 
 @check
+def variances_of_no_size_hide_no_difference(rank: int, world: int) -> None:
+    for others, one in (((1.0, 1.0), (1.0, -1.0)), ((0.0, 1.0), (0.0, 4.0))):
+        model = evenorm.BatchNorm(2, eps=0.0)
+        model.num_batches_tracked.fill_(100)
+        model.running_var.copy_(torch.tensor(one if rank == 1 else others))
+        found = evenorm.diagnose(model, process_group="world").findings
+        assert [str(found.severity) for found in found if found.code == "workers-differ"] == ["warning"], others
+
+
+@check
 def windows_remember_what_was_pooled(rank: int, world: int) -> None:
     together = layer(torch.float32, average=evenorm.Window(4))
     for seed in range(4):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -200,8 +201,10 @@ def workers_differ(network: Network) -> Iterator[Finding]:
         low, high = (side[start : start + 2 * len(mean)].view(2, -1) for side in (least, most))
         start += 2 * len(mean)
         if bool((low != high).any()):
-            shifts = (high[0] - low[0]) / (high[1] + record.eps).sqrt()
-            ratios = (high[1] + record.eps) / (low[1] + record.eps)
+            most_var, least_var = (side[1].clamp(min=0) + record.eps for side in (high, low))
+            # 0 / 0 without an eps: a channel that is constant on all workers.
+            shifts = ((high[0] - low[0]) / most_var.sqrt()).nan_to_num(0, math.inf)
+            ratios = (most_var / least_var).nan_to_num(1, math.inf)
             apart[record.name] = float(shifts.max()), float(ratios.max())
     if apart:
         worst = max(apart, key=lambda name: apart[name])
