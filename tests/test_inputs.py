@@ -242,6 +242,16 @@ def test_data_by_name(strangers, spec):
     assert [float(batch.sum()) for batch in load_data(spec)] == [0, 8]
 
 
+@pytest.mark.parametrize("kind", [">f4", ">f8", ">i2", "<f2", "longdouble", "bool"])
+def test_arrays_of_any_order_of_bytes_and_width(tmp_path: Path, kind: str) -> None:
+    values = np.arange(6).reshape(3, 2).astype(kind)
+    np.save(tmp_path / "values.npy", values)
+    batches = list(load_data(str(tmp_path), batch_size=2))
+    assert [len(batch) for batch in batches] == [2, 1]
+    torch.testing.assert_close(torch.cat(batches).double(), torch.tensor(values.astype(np.float64)))
+    assert batches[0].dtype != torch.float64
+
+
 def test_a_folder_of_arrays(tmp_path):
     np.save(tmp_path / "b.npy", np.arange(12).reshape(6, 2))
     np.save(tmp_path / "a.npy", np.ones((5, 2)))

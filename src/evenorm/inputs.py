@@ -187,7 +187,7 @@ def load_data(spec: str, target: str | None = None, batch_size: int = 100) -> It
 class Arrays:
     """The ``.npy`` files of a folder, by name, cut into batches; each is read as far as it is needed.
 
-    Values keep their type, but for float64, which becomes float32; nothing is scaled.
+    Values keep their type, but for float64 and wider, which become float32; nothing is scaled.
     """
 
     def __init__(self, folder: Path, batch_size: int) -> None:
@@ -208,8 +208,10 @@ class Arrays:
                 raise ValueError(f"{file} cannot be read: {_told(error)}") from error
             if array.ndim == 0 or array.dtype.kind not in "fiub":
                 raise ValueError(f"{file} must hold numbers, samples first, got {array.dtype} {array.shape}")
+            # torch knows the processor's own order of bytes alone, and nothing wider than float64.
+            known = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else numpy.dtype(numpy.float64)
             for start in range(0, len(array), self.batch_size):
-                batch = torch.from_numpy(array[start : start + self.batch_size].copy())
+                batch = torch.from_numpy(array[start : start + self.batch_size].astype(known))
                 yield batch.float() if batch.dtype == torch.float64 else batch
 
 
