@@ -153,6 +153,17 @@ def test_a_constant_is_its_own_mean_with_no_variance(constant: tuple[float, torc
     assert twice.m2.item() == 0
 
 
+@pytest.mark.parametrize("constant", [1e200, -1.7e308])
+def test_an_empty_batch_changes_nothing_however_far_away(constant: float) -> None:
+    some, empty = (evenorm.moments(torch.full((size, 2), constant, dtype=torch.float64)) for size in (3, 0))
+    groups = Moments(
+        *(torch.stack([getattr(part, name) for part in (empty, some)]) for name in ("count", "mean", "m2"))
+    )
+    for merged in (some + empty, empty + some, groups.pooled()):
+        assert (merged.mean == constant).all()
+        assert not merged.m2.any()
+
+
 def test_pooling_a_constant_gives_it_whichever_groups_are_empty() -> None:
     constant = torch.randn(200, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e6
     parts = [evenorm.moments(constant.expand(size, -1)) for size in (0, 3, 7, 0)]

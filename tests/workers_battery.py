@@ -199,6 +199,18 @@ def sums_are_reduced_in_a_large_world(rank: int, world: int) -> None:
 
 
 @check
+def nothing_of_an_empty_worker_is_added(rank: int, world: int) -> None:
+    """However far the others' values are from 0; and a layer without channels has nothing to send but a count."""
+    for large in (False, True):
+        with a_large_world(large):
+            together = layer(torch.float64, process_group="world")
+            x = torch.full((4 * rank, 4), 1e200, dtype=torch.float64)
+            assert torch.equal(together(x), together.bias.expand_as(x))
+            near(together.running_mean / 1e199, torch.ones(4), torch.float64)
+            assert evenorm.BatchNorm(0, process_group="world")(torch.empty(4, 0)).shape == (4, 0)
+
+
+@check
 def what_workers_knew_before_changes_nothing(rank: int, world: int) -> None:
     """Running means that differ, or hold NaN: the output and derivatives of both orders are one process's."""
     parts = uneven(world)

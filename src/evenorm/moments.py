@@ -50,7 +50,7 @@ class Moments:
         return Moments(
             count=count,
             mean=self.mean + step * share,
-            m2=self.m2 + other.m2 + step.square() * share * self.count.unsqueeze(-1),
+            m2=self.m2 + other.m2 + share * self.count.unsqueeze(-1) * step * step,  # 0 first, beside an empty one
         )
 
     def variance(self, correction: int = 0) -> Tensor:
@@ -67,7 +67,8 @@ class Moments:
         # The largest group's mean: an empty one's is of no values. Equal means merge to themselves.
         start = self.mean.index_select(0, self.count.argmax(0, keepdim=True))
         mean = start + (groups * (self.mean - start)).sum(0, keepdim=True) / count.clamp(min=1)
-        m2 = self.m2.sum(0) + (groups * (self.mean - mean).square()).sum(0)
+        away = self.mean - mean
+        m2 = self.m2.sum(0) + (groups * away * away).sum(0)
         return Moments(count, mean[0], m2)
 
 

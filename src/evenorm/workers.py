@@ -109,9 +109,8 @@ def pool(batch: Moments, workers: Workers) -> Moments:
     if few(workers):
         return _merge(*split(gather(torch.cat([batch.count.unsqueeze(0), batch.mean, batch.m2], dim=1), workers)))
     batch = batch.pooled()
-    count, first = _summed(batch.count * torch.cat([torch.ones_like(batch.mean[:1]), batch.mean]), workers).split(
-        [1, len(batch.mean)]
-    )
+    count = batch.count.reshape(1)
+    count, first = _summed(torch.cat([count, count * batch.mean]), workers).split([1, len(batch.mean)])
     start = first / count.clamp(min=1)
     rest = _summed(_shifted(batch, start)[1:], workers)
     return _as_group(_unshifted(torch.cat([count, rest]), start))
@@ -221,7 +220,8 @@ def split(message: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _shifted(batch: Moments, start: Tensor) -> Tensor:
     """Return count, sum of (x - start) and sum of its squares: what adds up over workers [22]."""
     away = batch.mean - start
-    return torch.cat([batch.count.reshape(1), batch.count * away, batch.m2 + batch.count * away.square()])
+    step = batch.count * away  # 0 of an empty batch, however far away
+    return torch.cat([batch.count.reshape(1), step, batch.m2 + step * away])
 
 
 def _unshifted(sums: Tensor, start: Tensor) -> Moments:
