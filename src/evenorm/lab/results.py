@@ -51,6 +51,11 @@ class Endpoint:
     favours: str  # what a value beyond the margin means, in words
     would_change: str  # what observation would change the verdict
 
+    @property
+    def bare_unit(self) -> str:
+        """The unit without what it means: "doublings" of "doublings: log₂(a / b)"."""
+        return self.unit.split(": ")[0]
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -89,3 +94,9 @@ class Analysis:
     notes: tuple[str, ...] = ()  # limits of the measurement, said plainly
     seeds: int = 0
     configuration: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Endpoint | None:
+        """The comparison that the verdict is about: the first of those with the same one, else the first."""
+        alike = (endpoint for endpoint in self.endpoints if endpoint.verdict is self.verdict)
+        return next(alike, self.endpoints[0] if self.endpoints else None)
