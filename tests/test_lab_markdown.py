@@ -27,6 +27,13 @@ def test_hostile_text_stays_one_line_of_text() -> None:
     assert {line.replace("\\|", "").count("|") for line in rows} <= {4, 7}
 
 
+def test_a_negative_number_has_a_real_minus() -> None:
+    (analysis,) = (replace(one, answer="It fell by -0.36.", command="run -1") for one in analyses()[:1])
+    page = results_page([analysis], ENVIRONMENT)
+    assert "It fell by −0.36." in page
+    assert "    run -1\n" in page
+
+
 def test_a_title_is_made_safe_once() -> None:
     (analysis,) = (replace(one, title="x & y | z") for one in analyses()[:1])
     page = results_page([analysis], ENVIRONMENT)

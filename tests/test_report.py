@@ -21,7 +21,16 @@ pytest.importorskip("jinja2", reason="the report needs the extra evenorm[lab]")
 
 from evenorm.lab.interval_plot import interval_plot
 from evenorm.lab.layer_page import LayerView, slider_limits
-from evenorm.lab.page_data import interval_numbers, number, p_value, plain, script_json, visible, without_links
+from evenorm.lab.page_data import (
+    interval_numbers,
+    minus,
+    number,
+    p_value,
+    plain,
+    script_json,
+    visible,
+    without_links,
+)
 from evenorm.lab.report import render_report, write_report
 from evenorm.lab.report_words import WORDS
 from evenorm.lab.results import Verdict
@@ -86,7 +95,7 @@ def test_every_text_of_an_analysis_is_on_the_page() -> None:
     for analysis in analyses():
         shown = asdict(replace(analysis, figures=(), experiment="", configuration={}))
         for part in texts({key: value for key, value in shown.items() if key != "verdict"}):
-            expected = part.value if isinstance(part, Verdict) else part
+            expected = part.value if isinstance(part, Verdict) else minus(part)
             assert part in Verdict._value2member_map_ or expected in text, part
         for figure in analysis.figures:
             assert figure.title in text
@@ -125,6 +134,30 @@ def test_a_report_needs_an_analysis() -> None:
 def test_an_unknown_language_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="one of en, ko, got 'fr'"):
         rendered(language="fr")
+
+
+def test_a_card_shows_a_comparison_of_its_verdict() -> None:
+    held, cannot_tell = (replace(speed().endpoints[0], name=name) for name in ("it holds", "it cannot be told"))
+    endpoints = held, replace(cannot_tell, verdict=Verdict.INCONCLUSIVE)
+    for verdict, name in ((Verdict.REPRODUCED, held.name), (Verdict.INCONCLUSIVE, cannot_tell.name)):
+        page = rendered(replace(speed(), verdict=verdict, endpoints=endpoints))
+        assert re.findall(r'class="card-number">.*?<p class="soft small">(.*?)</p>', page, re.DOTALL) == [name]
+    none_alike = replace(speed(), verdict=Verdict.CONTRADICTED, endpoints=endpoints)
+    assert none_alike.key is held
+    assert replace(none_alike, endpoints=()).key is None
+
+
+def test_a_negative_number_is_written_in_one_way_and_a_command_stays_as_it_is() -> None:
+    analysis = replace(
+        speed(),
+        answer="It fell by -0.36 points (-0.63 to -.1), seeds 1000-1002.",
+        command="evenorm lab run --data 'share -5 %.csv'",
+        configuration={"rate": -1.5},
+    )
+    page = rendered(analysis)
+    assert "It fell by −0.36 points (−0.63 to −.1), seeds 1000-1002." in page
+    assert '<code id="command-0">evenorm lab run --data &#39;share -5 %.csv&#39;</code>' in page
+    assert "<code>-1.5</code>" in page
 
 
 @pytest.mark.parametrize("language", sorted(WORDS))
@@ -318,6 +351,12 @@ def test_an_interval_s_numbers_share_their_last_digit() -> None:
     assert interval_numbers(1.0, -math.inf, 2.0) == ("1", "−∞", "2")
     assert interval_numbers(3.0, 3.0, 3.0) == ("3", "3", "3")
     assert interval_numbers(-0.001, -0.4, 0.4) == ("0.00", "−0.40", "0.40")
+
+
+def test_a_hyphen_within_a_word_or_between_numbers_is_no_minus() -> None:
+    for text in ("1e-05", "64-100-10", "1000-1002", "x-1", "--5", "a - 5", "(3)-2", "BN-x5", "2026-11-23"):
+        assert minus(text) == text
+    assert minus("-1") == "−1"
 
 
 def test_p_value() -> None:

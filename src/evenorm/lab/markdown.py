@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from evenorm.lab.page_data import interval_numbers, number, p_value, visible
+from evenorm.lab.page_data import interval_numbers, minus, number, p_value, visible
 from evenorm.lab.report_words import words
 from evenorm.lab.results import Analysis, Endpoint
 
@@ -57,7 +57,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _safe(text: str) -> str:
     """Return text that stays one line and one cell, and makes no element."""
-    plain = " ".join(visible(text).split())
+    plain = " ".join(minus(visible(text)).split())
     return plain.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 

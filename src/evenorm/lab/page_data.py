@@ -24,6 +24,9 @@ _VISIBLE |= dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 # Inside a script element the parser looks for "</script" and "<!--" whatever the language of its content.
 _SCRIPT_SAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
+# A hyphen before a number is a minus unless something stands right before it, as in 1000-1002 and 1e-05.
+_NEGATIVE = re.compile(r"(?<![\w.)\]-])-(?=\.?\d)")
+
 
 def visible(text: str) -> str:
     """The text with control and direction-changing characters replaced by a picture of them.
@@ -32,6 +35,15 @@ def visible(text: str) -> str:
     'a␛[31mb'
     """
     return text.translate(_VISIBLE)
+
+
+def minus(text: str) -> str:
+    """The text with a real minus sign before each negative number: a line may end after a hyphen, and not after it.
+
+    >>> minus("-0.36 (-0.63 to -0.10), seeds 1000-1002")
+    '−0.36 (−0.63 to −0.10), seeds 1000-1002'
+    """
+    return _NEGATIVE.sub("−", text)
 
 
 def plain(value: Any) -> Any:
@@ -104,10 +116,8 @@ def number(value: float) -> str:
         return "∞" if value > 0 else "−∞"
     magnitude = abs(value)
     if magnitude >= 999.5:
-        text = f"{magnitude:,.0f}" if magnitude < 1e7 else f"{magnitude:.2e}"
-    else:
-        text = f"{magnitude:.3g}"
-    return f"−{text}" if value < 0 else text
+        return minus(f"{value:,.0f}" if magnitude < 1e7 else f"{value:.2e}")
+    return minus(f"{value:.3g}")
 
 
 def interval_numbers(estimate: float, low: float, high: float) -> tuple[str, str, str]:
@@ -125,7 +135,7 @@ def interval_numbers(estimate: float, low: float, high: float) -> tuple[str, str
         if not math.isfinite(value):
             return number(value)
         rounded = round(value, decimals) + 0.0  # adding zero turns −0 into 0
-        return f"{rounded:,.{decimals}f}".replace("-", "−")
+        return minus(f"{rounded:,.{decimals}f}")
 
     return text(estimate), text(low), text(high)
 

@@ -15,12 +15,21 @@ from typing import Any
 
 import jinja2
 import plotly.offline
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from evenorm.lab.interval_plot import interval_plot
 from evenorm.lab.language import translate
 from evenorm.lab.layer_page import LayerView, slider_limits
-from evenorm.lab.page_data import interval_numbers, number, p_value, plain, script_json, visible, without_links
+from evenorm.lab.page_data import (
+    interval_numbers,
+    minus,
+    number,
+    p_value,
+    plain,
+    script_json,
+    visible,
+    without_links,
+)
 from evenorm.lab.report_words import words
 from evenorm.lab.results import Analysis, Verdict
 
@@ -57,7 +66,7 @@ def write_report(
     """Write the report of `analyses` to `path` and return it; a reader never sees half a file.
 
     Args:
-        analyses: one a claim, in the order of the page; the first endpoint of each is its key number.
+        analyses: one a claim, in the order of the page.
         path: the HTML file; folders on the way are made, an older report is replaced.
         environment: versions and machine, as the footer shall show them.
         layer: the trained unit to take apart; without it the page has no such section.
@@ -157,17 +166,26 @@ def _environment() -> jinja2.Environment:
         finalize=_finished,
     )
     environment.filters.update(
-        number=number, p_value=p_value, interval_plot=interval_plot, pairs=_configuration_pairs
+        number=number,
+        p_value=p_value,
+        interval_plot=interval_plot,
+        pairs=_configuration_pairs,
+        exactly=_exactly,
     )
     environment.globals["interval_numbers"] = interval_numbers
     return environment
 
 
 def _finished(value: Any) -> Any:
-    """What an expression prints: no invisible character, and a percent sign on the line of its number."""
+    """What an expression prints: no invisible character, a real minus, a percent sign on the line of its number."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
-    return visible(value).replace(" %", "\N{NO-BREAK SPACE}%")
+    return minus(visible(value)).replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _exactly(text: str) -> Markup:
+    """What is copied and run: letter by letter as it is, but for what is invisible."""
+    return escape(visible(text))
 
 
 def source(name: str) -> str:

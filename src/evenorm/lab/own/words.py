@@ -36,9 +36,7 @@ def told(name: str, seen: Seen, endpoints: Sequence[Endpoint]) -> Text:
 
 def _points(endpoint: Endpoint) -> tuple[str, str]:
     values = (endpoint.estimate, endpoint.low, endpoint.high)
-    numbers = [
-        f"{round(value, 1) + 0.0:+.1f}".replace("-", "−") for value in values
-    ]  # + 0.0: no minus before a zero
+    numbers = [f"{round(value, 1) + 0.0:+.1f}" for value in values]  # + 0.0: no minus before a zero
     return "{} points ({} to {})".format(*numbers), "{}점 ({} ~ {})".format(*numbers)
 
 
