@@ -2,19 +2,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 import evenorm.cli
 from evenorm.lab import run
 from evenorm.lab.experiment import Scale
 from evenorm.lab.experiments import EXPERIMENTS
-from evenorm.lab.language import Text
+from evenorm.lab.language import Text, translate
 from evenorm.lab.machines import Machines
+from evenorm.lab.report_words import WORDS
 from evenorm.lab.results import Analysis, Claim, Endpoint, Verdict
 from evenorm.lab.store import Store
 
@@ -89,8 +93,39 @@ def test_run_and_report_print_verdicts_and_path(
     output = capsys.readouterr().out
     assert "REPRODUCED" in output
     assert "[steps]" in output  # square brackets are text, not markup
-    assert "3.25 (3 to 3.5)" in output
+    assert "3.25 (3.00 to 3.50)" in output
     assert f"report: {tmp_path / 'report.html'}" in output
+
+
+@pytest.mark.parametrize(("language", "between"), [("en", "to"), ("ko", "~")])
+def test_a_terminal_of_80_columns_gets_sentences(
+    language: str,
+    between: str,
+    finished: list[tuple[object, ...]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sentence = Text(" ".join(["The best rate was lower."] * 4), " ".join(["가장 좋은 학습률이 낮았다."] * 4))
+    names = [Text(f"{sentence} {size}", f"{sentence.korean} {size}") for size in range(20, 60)]
+    endpoints = [dataclasses.replace(ENDPOINT, name=name, estimate=-3.25, low=-3.5, high=-3.0) for name in names]
+    exact = dataclasses.replace(ENDPOINT, name="exactly", low=3.25, high=3.25, p_value=math.nan, seeds=0)
+    analysis = dataclasses.replace(ANALYSIS, answer=sentence, endpoints=(*endpoints, exact))
+    monkeypatch.setattr(run, "report", lambda *arguments, **more: [analysis])
+    for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", "80"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    assert call("lab", "report", "--lang", language, "--out", str(tmp_path)) == 0
+    output = re.sub("\x1b.*?m", "", capsys.readouterr().out)
+    verdicts = output[: output.index("report: ")]
+    assert max(map(cell_len, verdicts.splitlines())) <= 80
+    words = WORDS[language]
+    verdict = words["REPRODUCED"] if language == "ko" else "REPRODUCED"
+    found = " ".join(verdicts.split())
+    for name in names:
+        numbers = f"−3.25, {words['interval']} −3.50 {between} −3.00, {words['margin'].lower()} 1, p = 0.002"
+        assert f"{verdict} {translate(name, language)} [doublings] {numbers}" in found
+    assert f"{verdict} exactly [doublings] 3.25, {words['margin'].lower()} 1" in found
+    assert found.startswith(f"speed: {verdict}. {translate(sentence, language)} {verdict} ")
 
 
 @pytest.mark.parametrize("command", ["run", "report"])

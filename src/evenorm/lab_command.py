@@ -17,7 +17,7 @@ from evenorm.printing import print_json, print_table
 if TYPE_CHECKING:
     from evenorm.lab.experiment import Scale
     from evenorm.lab.own.session import Asked
-    from evenorm.lab.results import Analysis, Verdict
+    from evenorm.lab.results import Analysis
     from evenorm.lab.run import Keep
 
 lab = typer.Typer(no_args_is_help=True)
@@ -221,36 +221,32 @@ def _scale(quick: bool, seeds: int | None) -> Scale:
     return Scale(seeds=seeds or (QUICK_SEEDS if quick else SEEDS), quick=quick)
 
 
-_HEADS = {
-    Language.en: ("experiment", "comparison", "difference (95 %)", "margin", "p", "verdict"),
-    Language.ko: ("실험", "비교", "차이 (95 %)", "기준 폭", "p", "판정"),
-}
-
-
 def _finish_own(
     asked: Asked, analyses: Sequence[Analysis], out: Path, lang: Language, as_json: bool, markdown: Path | None
 ) -> None:
     """Print the answers in plain words first, and write the page that begins with them."""
     from evenorm.lab import run
-    from evenorm.lab.language import translate
     from evenorm.lab.report import write_report
 
     heading = asked.heading(analyses)
-    if not as_json:
-        for question, told in translate(heading.advice, lang.value):
-            print(f"{question} {told}")
     path = out / f"report-{asked.path.stem}.html"
     write_report(analyses, path, environment=run.environment(), language=lang.value, heading=heading)
-    _finish(analyses, path, lang, as_json, markdown)
+    _finish(analyses, path, lang, as_json, markdown, heading.advice)
 
 
-def _finish(analyses: Sequence[Analysis], path: Path, lang: Language, as_json: bool, markdown: Path | None) -> None:
-    from evenorm.lab.page_data import p_value
+def _finish(
+    analyses: Sequence[Analysis],
+    path: Path,
+    lang: Language,
+    as_json: bool,
+    markdown: Path | None,
+    advice: tuple[tuple[str, str], ...] = (),
+) -> None:
+    from evenorm.lab.language import translate
     from evenorm.lab.report import in_language
 
     analyses = [in_language(analysis, lang.value) for analysis in analyses]
     if markdown is not None:
-        from evenorm.lab.language import translate
         from evenorm.lab.markdown import results_page
         from evenorm.lab.report import write_page
         from evenorm.lab.run import environment
@@ -259,29 +255,10 @@ def _finish(analyses: Sequence[Analysis], path: Path, lang: Language, as_json: b
     if as_json:
         print_json({"experiments": [_numbers(analysis) for analysis in analyses], "report": str(path)})
         return
-    rows = [
-        (
-            analysis.experiment if index == 0 else "",
-            endpoint.name,
-            f"{endpoint.estimate:.3g} ({endpoint.low:.3g} to {endpoint.high:.3g})",
-            f"{endpoint.margin:g}",
-            p_value(endpoint.p_value),
-            _verdict(endpoint.verdict, lang),
-        )
-        for analysis in analyses
-        for index, endpoint in enumerate(analysis.endpoints)
-    ]
-    print_table(_HEADS[lang], rows)
-    for analysis in analyses:
-        print(f"{analysis.experiment}: {_verdict(analysis.verdict, lang)}. {analysis.answer}")
+    from evenorm.lab.table import show
+
+    show(analyses, lang.value, translate(advice, lang.value))
     print(f"report: {path}")
-
-
-def _verdict(verdict: Verdict, lang: Language) -> str:
-    """Return a verdict as a terminal shows it: in English by its own name, which scripts look for."""
-    from evenorm.lab.report_words import words
-
-    return verdict.value if lang is Language.en else words(lang.value)[verdict.value]
 
 
 def _numbers(analysis: Analysis) -> dict[str, Any]:

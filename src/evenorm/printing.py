@@ -32,10 +32,11 @@ def wide_console() -> Console:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under their heads, on a console as `wide_console` chooses it."""
     from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*columns, box=SIMPLE_HEAD)
+    heads = (Column(name, overflow="fold") for name in columns)  # a word too long is broken, not cut off
+    table = Table(*heads, box=SIMPLE_HEAD)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: square brackets in a cell are no markup
     wide_console().print(table)
