@@ -33,7 +33,7 @@ from evenorm.lab.page_data import (
 )
 from evenorm.lab.report import render_report, write_report
 from evenorm.lab.report_words import WORDS
-from evenorm.lab.results import Verdict
+from evenorm.lab.results import Table, Verdict
 from report_cases import ENVIRONMENT, HOSTILE, analyses, hostile, layer_view, placement, speed
 
 
@@ -158,6 +158,12 @@ def test_a_negative_number_is_written_in_one_way_and_a_command_stays_as_it_is() 
     assert "It fell by −0.36 points (−0.63 to −.1), seeds 1000-1002." in page
     assert '<code id="command-0">evenorm lab run --data &#39;share -5 %.csv&#39;</code>' in page
     assert "<code>-1.5</code>" in page
+
+
+def test_a_table_s_numbers_stay_on_their_line() -> None:
+    table = Table("t", ("arm", "ratio", "words"), (("0.03", "12.3 (-1.0 to 13.8)", "not reached"),))
+    page = rendered(replace(speed(), tables=(table,)))
+    assert '<td class="number">12.3 (−1.0 to 13.8)</td><td>not reached</td>' in page
 
 
 @pytest.mark.parametrize("language", sorted(WORDS))

@@ -46,6 +46,16 @@ def minus(text: str) -> str:
     return _NEGATIVE.sub("−", text)
 
 
+def numeric(cell: object) -> bool:
+    """Whether a table's cell is short and begins as a number does, so that it stays on one line.
+
+    >>> numeric("12.3 (11.0 to 13.8)"), numeric("≥ 600"), numeric(1e-05), numeric("BN-x5")
+    (True, True, True, False)
+    """
+    text = str(cell)
+    return len(text) <= 24 and re.match(r"[-+−<>≤≥ ]*\d", text) is not None
+
+
 def plain(value: Any) -> Any:
     """Dataclasses, enumerations, numpy and plotly's packed arrays as what JSON has; NaN and infinity as None.
 

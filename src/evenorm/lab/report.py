@@ -24,6 +24,7 @@ from evenorm.lab.page_data import (
     interval_numbers,
     minus,
     number,
+    numeric,
     p_value,
     plain,
     script_json,
@@ -172,6 +173,7 @@ def _environment() -> jinja2.Environment:
         pairs=_configuration_pairs,
         exactly=_exactly,
     )
+    environment.tests["numeric"] = numeric
     environment.globals["interval_numbers"] = interval_numbers
     return environment
 
