@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 import evenorm
-from evenorm.doctor.findings import Finding, Severity, alike, ranked
+from evenorm.doctor.findings import Finding, Severity, alike, counted, ranked
 from evenorm.doctor.measure import scored
 from evenorm.doctor.streams import _within
 
@@ -116,6 +116,19 @@ def test_momentum_is_the_layers_own_where_there_is_one():
     model[1].average = evenorm.Exponential(0.01, debias=True)
     assert evenorm.diagnose(model).findings == ()
     assert evenorm.diagnose(network(momentum=None)).findings == ()
+
+
+def test_one_is_not_said_in_the_plural():
+    layer = nn.BatchNorm1d(1)
+    layer(torch.randn(8, 1))
+    told = str(evenorm.diagnose(layer))
+    assert "(momentum 0.1, 1 update)" in told
+    assert "after 1 update with momentum 0.1" in told
+    with torch.no_grad():
+        layer.running_var.fill_(0)
+    assert "nothing varies in 1 channel:" in str(evenorm.diagnose(layer))
+    assert [counted(number, "batch", "batches") for number in (0, 1, 2)] == ["0 batches", "1 batch", "2 batches"]
+    assert [counted(number, "layer") for number in (0, 1, 2)] == ["0 layers", "1 layer", "2 layers"]
 
 
 def test_calibrated_statistics_are_not_stale():

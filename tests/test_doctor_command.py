@@ -81,6 +81,25 @@ WRAPPED = [
 ]
 
 
+def test_the_share_of_the_loss_has_a_column_where_it_was_measured(shop, capsys):
+    torch.save(load_object("clinic:make", "--model")().state_dict(), "w.pt")
+    assert "share of the loss" not in run(capsys, "w.pt")[1]
+    assert "share of the loss" in run(capsys, "--model", "clinic:make", "--data", "clinic:batches")[1]
+
+
+def test_the_page_says_a_severity_once_and_keeps_a_number_on_its_line(shop, capsys):
+    state = trained().state_dict()
+    state["1.running_var"][0] = -1
+    torch.save(state, "w.pt")
+    run(capsys, "w.pt", "--html", "page.html")
+    page = Path("page.html").read_text()
+    assert "<h3>negative-variance in 1</h3>" in page
+    assert page.count("negative-variance in 1") == 2  # the heading, and the table's name
+    assert '<td class="number">−1.0</td>' in page
+    assert "Running statistics of each channel." in page
+    assert "exact statistics of each" not in page
+
+
 @pytest.mark.parametrize(("name", "wrap"), WRAPPED)
 def test_a_checkpoint_of_torch_is_examined(shop, capsys, name, wrap):
     state = trained().state_dict()

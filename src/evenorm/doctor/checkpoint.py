@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from evenorm.doctor.findings import Finding, Severity
+from evenorm.doctor.findings import Finding, Severity, counted
 from evenorm.doctor.records import Record
 
 Check = Callable[[Record], Iterator[Finding]]
@@ -29,7 +29,7 @@ def not_finite(record: Record) -> Iterator[Finding]:
                 Severity.ERROR,
                 record.name,
                 {"tensor": name, "channels": bad, "of": tensor.numel()},
-                f"{name} holds NaN or inf in {bad} of {tensor.numel()} channels: "
+                f"{name} holds NaN or inf in {bad} of {counted(tensor.numel(), 'channel')}: "
                 + ("a batch with NaN or inf entered it, and it never recovers" if running else "training diverged"),
                 f"{CALIBRATE}; train with evenorm.convert(model), whose layers skip such batches"
                 if running
@@ -49,8 +49,8 @@ def variance_not_positive(record: Record) -> Iterator[Finding]:
             Severity.ERROR,
             record.name,
             {"channels": negative, "smallest": float(var.min())},
-            f"running_var is negative in {negative} channels, which no data can produce: it was averaged or edited "
-            "wrongly",
+            f"running_var is negative in {counted(negative, 'channel')}, which no data can produce: it was "
+            "averaged or edited wrongly",
             f"{CALIBRATE}; average networks with evenorm.merge_statistics",
         )
     elif zero:
@@ -59,7 +59,7 @@ def variance_not_positive(record: Record) -> Iterator[Finding]:
             Severity.WARNING,
             record.name,
             {"channels": zero, "of": record.var.numel()},
-            f"{zero} channels never vary: what comes out of them is the layer's bias alone",
+            f"nothing varies in {counted(zero, 'channel')}: what comes out there is the layer's bias alone",
             "look at what comes before the layer: a dead ReLU, a constant input; or prune these channels",
         )
 
@@ -85,7 +85,7 @@ def never_updated(record: Record) -> Iterator[Finding]:
 def _why_untouched(record: Record) -> str:
     began = "the running statistics are still the 0 and 1 they began with"
     if record.batches:
-        return f"{began} after {record.batches} updates: their momentum was 0"
+        return f"{began} after {counted(record.batches, 'update')}: their momentum was 0"
     return f"{began}: the layer never ran in train() mode, or a copy of it without its buffers was saved"
 
 
@@ -103,8 +103,8 @@ def too_few_updates(record: Record) -> Iterator[Finding]:
                 "updates": record.batches or 0,
                 "initial value left in %": round(100 * left, 1),
             },
-            f"after {record.batches} updates with {known}, {100 * left:.0f} % of the running statistics are still "
-            "the 0 and 1 they began with, if nothing has calibrated them since",
+            f"after {counted(record.batches or 0, 'update')} with {known}, {100 * left:.0f} % of the running "
+            "statistics are still the 0 and 1 they began with, if nothing has calibrated them since",
             f"{CALIBRATE}; or train with average=evenorm.Exponential({record.momentum:g}, debias=True)",
         )
 
@@ -135,7 +135,8 @@ def dead_channels(record: Record) -> Iterator[Finding]:
             Severity.WARNING if share > 0.5 else Severity.NOTE,
             record.name,
             {"channels": dead, "of": record.weight.numel()},
-            f"the weight of {dead} of {record.weight.numel()} channels is nearly 0: they carry their bias alone",
+            f"the weight of {dead} of {counted(record.weight.numel(), 'channel')} is nearly 0: what comes out "
+            "there is the bias alone",
             "prune them; or take weight and bias of batch norm out of weight decay",
         )
 
@@ -152,8 +153,8 @@ def eps_dominates(record: Record) -> Iterator[Finding]:
             Severity.WARNING if share > 0.5 else Severity.NOTE,
             record.name,
             {"channels": below, "of": record.var.numel(), "eps": record.eps},
-            f"the variance of {below} of {record.var.numel()} channels lies below eps = {record.eps:g}: "
-            "they come out smaller than the rest",
+            f"the variance of {below} of {counted(record.var.numel(), 'channel')} lies below eps = {record.eps:g}: "
+            "what comes out there is smaller than the rest",
             "scale what comes in up, or lower eps",
         )
 
@@ -237,7 +238,8 @@ def lost_parameters(state: Mapping[str, Tensor], records: Iterable[Record]) -> I
                 Severity.ERROR,
                 name.rpartition(".")[0],
                 {"tensor": name.rpartition(".")[2], "values": bad, "of": tensor.numel()},
-                f"{name.rpartition('.')[2]} holds NaN or inf in {bad} of {tensor.numel()} values: it diverged",
+                f"{name.rpartition('.')[2]} holds NaN or inf in {bad} of {counted(tensor.numel(), 'value')}: "
+                "it diverged",
                 "go back to a checkpoint from before it diverged",
             )
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from evenorm.doctor.findings import Finding, Scores, Severity, short
+from evenorm.doctor.findings import Finding, Scores, Severity, counted, short
 from evenorm.doctor.live import Network
 from evenorm.doctor.measure import Measured
 from evenorm.doctor.reasons import CALIBRATE, FAR, REASONS, Case, padding_finding
@@ -116,8 +116,9 @@ def small_batches(network: Network, measured: Measured) -> Iterator[Finding]:
             "noise of a batch's mean (standard deviations)": short(layer.mean_noise),
             "noise of its variance (logarithm)": short(layer.variance_noise),
         },
-        f"with {layer.samples:.0f} samples a batch, its own mean is off by {layer.mean_noise:.2f} standard "
-        f"deviations in {name or 'the layer'}: the network has learnt with noise that eval() does not have",
+        f"with {counted(round(layer.samples), 'sample')} a batch, its own mean is off by {layer.mean_noise:.2f} "
+        f"standard deviations in {name or 'the layer'}: the network has learnt with noise that eval() does not "
+        "have",
         "train with larger batches, or with evenorm.BatchNorm(..., renorm=evenorm.Renorm()), or pool over workers",
         _harm_of_batches(measured),
     )
@@ -141,13 +142,13 @@ def lost_behind(network: Network, measured: Measured) -> Iterator[Finding]:
     """Channels that a ReLU never lets through, or that lie where a sigmoid or tanh is flat."""
     for name, (kind, lost, channels) in measured.behind.items():
         if lost:
-            told = "never let through by the ReLU" if kind == "relu" else f"where the {kind} is flat"
+            told = "the ReLU lets nothing through" if kind == "relu" else f"the {kind} is flat"
             yield Finding(
                 "dead-relu" if kind == "relu" else "saturated",
                 Severity.WARNING if lost > channels / 2 else Severity.NOTE,
                 name,
                 {"activation": kind, "channels": lost, "of": channels},
-                f"{lost} of {channels} channels are {told}, on all of the samples looked at",
+                f"{told} in {lost} of {counted(channels, 'channel')}, on all of the samples looked at",
                 f"prune them; if they are many: {CALIBRATE}, a lower learning rate, no weight decay on batch norm",
             )
 

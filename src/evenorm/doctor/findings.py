@@ -118,6 +118,11 @@ def alike(findings: Sequence[Finding]) -> list[list[Finding]]:
     return list(groups.values())
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return so many of a noun: "1 channel", "2 channels"; a plural that takes more than an s is given."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def short(number: float) -> float | str:
     """Return a number as evidence shows it: three digits; a word where it is not finite."""
     return float(f"{number:.3g}") if math.isfinite(number) else str(number)

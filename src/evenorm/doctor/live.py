@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from evenorm.doctor.findings import Finding, Severity
+from evenorm.doctor.findings import Finding, Severity, counted
 from evenorm.doctor.records import Record
 from evenorm.layers import Layer
 from evenorm.models.walk import names
@@ -160,7 +160,8 @@ def weight_decay(network: Network) -> Iterator[Finding]:
             Severity.NOTE,
             "",
             {"layers": len(names_), "of": len(reached), "weight_decay": float(max(values))},
-            f"weight decay of up to {max(values):g} reaches weight and bias of {len(names_)} batch norm layers",
+            f"weight decay of up to {max(values):g} reaches weight and bias of "
+            f"{counted(len(names_), 'batch norm layer')}",
             "give parameters with one dimension a group of their own: {'params': ..., 'weight_decay': 0}",
         )
 
@@ -177,7 +178,8 @@ def not_pooled(network: Network) -> Iterator[Finding]:
             Severity.WARNING if mixed else Severity.NOTE,
             alone[0] if mixed else "",
             {"layers": len(alone), "of": len(network.layers), "workers": dist.get_world_size()},
-            f"{len(alone)} of {len(network.layers)} batch norm layers do not pool over the {dist.get_world_size()} "
+            f"{len(alone)} of {counted(len(network.layers), 'batch norm layer')} "
+            f"{'does' if len(alone) == 1 else 'do'} not pool over the {dist.get_world_size()} "
             "workers: each normalises by its own part of the batch",
             'evenorm.set_process_group(model, "world")',
         )
@@ -221,8 +223,8 @@ def workers_differ(network: Network) -> Iterator[Finding]:
                 "means apart by (standard deviations)": shift,
                 "largest / smallest variance": ratio,
             },
-            f"the running statistics of {len(apart)} of {len(known)} layers are not the same on all workers: each "
-            "would evaluate, and save, another network",
+            f"the running statistics of {len(apart)} of {counted(len(known), 'layer')} are not the same on all "
+            "workers: each would evaluate, and save, another network",
             "evenorm.pool_running_statistics_(model) before evaluation or saving; or train with "
             'evenorm.set_process_group(model, "world")',
         )

@@ -7,12 +7,12 @@ from typing import Any
 
 import jinja2
 import plotly.offline
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from evenorm.doctor.findings import Finding, LayerView, Scores, alike
+from evenorm.doctor.findings import Finding, LayerView, Scores, alike, counted
 from evenorm.doctor.page_plots import figures
 from evenorm.doctor.text import harmless, score_line, title
-from evenorm.lab.page_data import plain, script_json, without_links
+from evenorm.lab.page_data import minus, numeric, plain, script_json, without_links
 from evenorm.lab.report import policy, source
 
 SHOWN = 100  # kinds of findings, and layers of each; JSON has all
@@ -34,10 +34,12 @@ def as_html(summary: str, scores: Scores | None, findings: Sequence[Finding], la
         lstrip_blocks=True,
         finalize=_finished,
     )
+    environment.filters["exactly"] = _exactly
+    environment.tests["numeric"] = numeric
     return environment.get_template("doctor.html").render(
         summary=summary,
         groups=[_card(group) for group in groups[:SHOWN]],
-        more=max(len(groups) - SHOWN, 0),
+        more=_more(len(groups), "kind"),
         scores=score_line(scores) if scores is not None else "",
         figures=shown,
         of_network=of_network,
@@ -59,10 +61,20 @@ def _card(group: Sequence[Finding]) -> dict[str, Any]:
         "differ": len({found.cause for found in group}) > 1,
         "columns": ["layer", *columns],
         "rows": rows if columns else [],
-        "more": max(len(group) - SHOWN, 0),
+        "more": _more(len(group), "layer"),
     }
 
 
+def _more(number: int, noun: str) -> str:
+    """Return how many of so many are not shown; "" where all are."""
+    return counted(number - SHOWN, f"more {noun}") if number > SHOWN else ""
+
+
 def _finished(value: Any) -> Any:
-    """Return what an expression prints, without invisible characters."""
-    return harmless(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    """Return what an expression prints, without invisible characters and with a real minus."""
+    return minus(harmless(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _exactly(text: str) -> Markup:
+    """Return what is copied and run, with no other minus."""
+    return escape(harmless(text))

@@ -103,7 +103,7 @@ def _layer(view: LayerView) -> Plot:
     some = "" if step == 1 else f" One of {step} channels is shown."
     return {
         "title": harmless(view.name or "the model"),
-        "caption": f"Running and, with data, exact statistics of each channel.{some}",
+        "caption": f"Running{' and exact' if view.exact_mean else ''} statistics of each channel.{some}",
         "plotly": figure(traces, axis("channel"), axis("")),
         "of_network": False,
     }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from evenorm.doctor.findings import Finding, Severity, short
+from evenorm.doctor.findings import Finding, Severity, counted, short
 from evenorm.doctor.live import Network, dropouts
 from evenorm.doctor.measure import LayerMeasured, Measured
 from evenorm.doctor.padding import Padding
@@ -112,14 +112,14 @@ def noisy(case: Case) -> Iterator[Finding]:
     layer = case.layer
     if layer.distance > FAR and layer.samples > FEW:
         return
-    last = 2 / layer.step - 1 if layer.step else math.inf
+    last = f"{counted(round(2 / layer.step - 1), 'batch', 'batches')}" if layer.step else "batches"
     yield Finding(
         "small-batches" if layer.samples <= FEW else "noisy-statistics",
         Severity.ERROR,
         case.name,
         {"momentum": layer.step, "samples a batch": short(layer.samples)},
-        f"momentum {layer.step:g} averages over the last {last:.0f} batches of {layer.samples:.0f} samples or so, "
-        "and these differ too much for that",
+        f"momentum {layer.step:g} averages over the last {last} of {counted(round(layer.samples), 'sample')} or "
+        "so, and these differ too much for that",
         f"{CALIBRATE}; train with larger batches, a smaller momentum, or average=evenorm.Cumulative()",
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from evenorm.doctor.findings import Finding, Scores, Severity
+from evenorm.doctor.findings import Finding, Scores, Severity, counted
 from evenorm.doctor.measure import Measured
 
 
@@ -17,9 +17,7 @@ def summary(findings: Sequence[Finding], layers: int, measured: Measured | None)
     cost = "" if scores is None else _cost(scores)
     if not grave:
         lost = bool(scores and scores.harmful)
-        told = (
-            "no cause was found" if lost else f"nothing is wrong in {layers} batch norm layer{'s' * (layers > 1)}"
-        )
+        told = "no cause was found" if lost else f"nothing is wrong in {counted(layers, 'batch norm layer')}"
         return f"{cost}: {told}" if cost else told
     return f"{cost}: {_cause(grave)}" if cost else _cause(grave)
 
@@ -45,8 +43,7 @@ def _cause(findings: Sequence[Finding]) -> str:
 
 
 def _layers(findings: Sequence[Finding]) -> str:
-    number = len({found.layer for found in findings})
-    return f"{number} layer{'s' * (number > 1)}"
+    return counted(len({found.layer for found in findings}), "layer")
 
 
 def _in_layer(found: Finding) -> str:
@@ -56,7 +53,7 @@ def _in_layer(found: Finding) -> str:
 HEADLINES: dict[str, Callable[[Finding, str], str]] = {
     "stale-statistics": lambda found, layers: (
         f"the running statistics of {layers} are stale (momentum {found.evidence['momentum']:g}, "
-        f"{found.evidence['updates']} updates)"
+        f"{counted(int(found.evidence['updates']), 'update')})"
     ),
     "never-updated": lambda found, layers: f"the running statistics of {layers} were never updated",
     "momentum-zero": lambda found, layers: f"momentum 0 kept the data out of the running statistics of {layers}",

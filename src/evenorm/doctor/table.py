@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evenorm.doctor.diagnosis import Diagnosis
-from evenorm.doctor.findings import Severity, alike
+from evenorm.doctor.findings import Severity, alike, counted
 from evenorm.doctor.text import group_lines, harm, harmless, layers, score_line
 
 COLOURS = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
@@ -15,7 +15,7 @@ def show(diagnosis: Diagnosis, findings: bool = True) -> None:
     """Print the summary and the scores; the findings, worst first, in a table; and their causes and cures."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     console = Console()
@@ -28,14 +28,16 @@ def show(diagnosis: Diagnosis, findings: bool = True) -> None:
     if not findings or not diagnosis.findings:
         return
     groups = alike(diagnosis.findings)
-    table = Table("severity", "finding", "layers", "share of the loss", box=SIMPLE_HEAD)
+    measured = any(harm(group) for group in groups)
+    shares = [Column("share of the loss", justify="right")] if measured else []
+    table = Table("severity", "finding", Column("layers", overflow="fold"), *shares, box=SIMPLE_HEAD)
     for group in groups[:SHOWN]:
         severity = group[0].severity
         table.add_row(
             Text(str(severity), style=COLOURS[severity]),
             Text(group[0].code, no_wrap=True),
             Text(harmless(layers(group))),
-            Text(harm(group), justify="right"),
+            *([harm(group)] if measured else []),
         )
     console.print(table)
     for group in groups[:SHOWN]:
@@ -44,4 +46,4 @@ def show(diagnosis: Diagnosis, findings: bool = True) -> None:
         for line in told:
             console.print(Text(line), soft_wrap=True)
     if len(groups) > SHOWN:
-        console.print(Text(f"and {len(groups) - SHOWN} more kinds of findings; --json has them all"))
+        console.print(Text(f"and {counted(len(groups) - SHOWN, 'more kind')} of findings; --json has them all"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from evenorm.doctor.findings import Finding, Scores, alike
+from evenorm.doctor.findings import Finding, Scores, alike, counted
 
 WIDTH = 80
 SHOWN = 12  # kinds of findings; the rest are counted
@@ -21,7 +21,8 @@ def as_text(summary: str, scores: Scores | None, findings: Sequence[Finding]) ->
     for group in groups[:SHOWN]:
         lines += ["", *group_lines(group, WIDTH)]
     if len(groups) > SHOWN:
-        lines += ["", f"and {len(groups) - SHOWN} more kinds of findings: to_dict() has them all"]
+        more = counted(len(groups) - SHOWN, "more kind")
+        lines += ["", f"and {more} of findings: to_dict() has them all"]
     return "\n".join(lines)
 
 
@@ -34,7 +35,7 @@ def score_line(scores: Scores) -> str:
     """Return the three scores in a sentence."""
     kinds = [("running", scores.running), ("exact", scores.exact), ("the batch's own", scores.batch)]
     told = ", ".join(f"{name} {_amount(scores, value)}" for name, value in kinds)
-    return f"{scores.measure} on {scores.samples} samples by statistics: {told}"
+    return f"{scores.measure} on {counted(scores.samples, 'sample')} by statistics: {told}"
 
 
 def layers(group: Sequence[Finding]) -> str:
@@ -51,9 +52,9 @@ def harm(group: Sequence[Finding]) -> str:
 
 
 def title(group: Sequence[Finding]) -> str:
-    """Return severity, code, layers and share of the harm of findings of one kind."""
+    """Return code, layers and share of the harm of findings of one kind."""
     where, share = layers(group), harm(group)
-    return f"{group[0].severity}: {group[0].code}{where and f' in {where}'}{share and f' ({share} of the loss)'}"
+    return f"{group[0].code}{where and f' in {where}'}{share and f' ({share} of the loss)'}"
 
 
 def group_lines(group: Sequence[Finding], width: int) -> list[str]:
@@ -61,7 +62,8 @@ def group_lines(group: Sequence[Finding], width: int) -> list[str]:
     first = group[0]
     differ = len({found.cause for found in group}) > 1 and first.layer
     cause = f"in {first.layer}: {first.cause}" if differ else first.cause
-    parts = [(title(group), "", "    "), (cause, "  ", "  "), (f"cure: {first.cure}", "  ", "    ")]
+    heading = f"{first.severity}: {title(group)}"
+    parts = [(heading, "", "    "), (cause, "  ", "  "), (f"cure: {first.cure}", "  ", "    ")]
     return [
         line
         for text, start, other in parts
