@@ -29,9 +29,11 @@ def test_hostile_text_stays_one_line_of_text() -> None:
 
 def test_a_negative_number_has_a_real_minus() -> None:
     (analysis,) = (replace(one, answer="It fell by -0.36.", command="run -1") for one in analyses()[:1])
+    analysis = replace(analysis, claim=replace(analysis.claim, korean="-1~1 사이"))
     page = results_page([analysis], ENVIRONMENT)
     assert "It fell by −0.36." in page
     assert "    run -1\n" in page
+    assert "> -1~1 사이\n" in page  # as it was written
 
 
 def test_a_title_is_made_safe_once() -> None:

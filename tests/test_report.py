@@ -153,11 +153,13 @@ def test_a_negative_number_is_written_in_one_way_and_a_command_stays_as_it_is() 
         answer="It fell by -0.36 points (-0.63 to -.1), seeds 1000-1002.",
         command="evenorm lab run --data 'share -5 %.csv'",
         configuration={"rate": -1.5},
+        claim=replace(speed().claim, korean="-1~1 사이"),
     )
     page = rendered(analysis)
     assert "It fell by −0.36 points (−0.63 to −.1), seeds 1000-1002." in page
     assert '<code id="command-0">evenorm lab run --data &#39;share -5 %.csv&#39;</code>' in page
     assert "<code>-1.5</code>" in page
+    assert '<p lang="ko" class="original">-1~1 사이</p>' in page
 
 
 def test_a_table_s_numbers_stay_on_their_line() -> None:

@@ -23,7 +23,7 @@ def results_page(analyses: Sequence[Analysis], environment: Mapping[str, str], l
 
 def _section(analysis: Analysis, vocabulary: Mapping[str, str]) -> list[str]:
     claim = analysis.claim
-    parts = [f"## {_safe(analysis.title)}", f"> {_safe(claim.korean or claim.english)}"]
+    parts = [f"## {_safe(analysis.title)}", f"> {_exactly(claim.korean) or _safe(claim.english)}"]
     parts.append(f"**{vocabulary[analysis.verdict.value]}.** {_safe(analysis.answer)}")
     if analysis.endpoints:
         columns = [vocabulary[name] for name in ("comparison", "interval", "margin", "p_value", "seeds", "verdict")]
@@ -57,7 +57,12 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _safe(text: str) -> str:
     """Return text that stays one line and one cell, and makes no element."""
-    plain = " ".join(minus(visible(text)).split())
+    return _exactly(minus(text))
+
+
+def _exactly(text: str) -> str:
+    """Return it so, with no other minus."""
+    plain = " ".join(visible(text).split())
     return plain.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 

@@ -186,7 +186,7 @@ def _finished(value: Any) -> Any:
 
 
 def _exactly(text: str) -> Markup:
-    """What is copied and run: letter by letter as it is, but for what is invisible."""
+    """What is quoted, or copied and run: letter by letter as it is, but for what is invisible."""
     return escape(visible(text))
 
 
