@@ -43,7 +43,9 @@ _ENGLISH = {
     "how_to_read": "How to read the verdicts and the little plots",
     "glyph_means": (
         "Dot: the estimate over paired seeds. Bar: its 95 % interval. Solid line: no difference. Dashed "
-        "line: the margin fixed beforehand. Tinted zone: differences too small to matter."
+        "line: the margin fixed beforehand. Tinted zone: differences too small to matter. The verdict is the "
+        "interval's, under Holm's rule where there are several; p is of a second test, an exact one, and cannot be "
+        "small with few seeds."
     ),
     "claim": "The claim",
     "claim_later": "What later work says",
@@ -148,7 +150,8 @@ _KOREAN = {
     "how_to_read": "판정과 작은 그림 읽는 법",
     "glyph_means": (
         "점: 짝지은 시드에서 얻은 추정값. 막대: 95 % 구간. 실선: 차이 없음. 점선: 미리 정한 기준 폭. 옅은 "
-        "영역: 의미를 두기에는 작은 차이."
+        "영역: 의미를 두기에는 작은 차이. 판정은 구간이 정하며, 비교가 여럿이면 Holm의 규칙을 "
+        "따른다. p는 따로 하는 정확 검정의 것으로, 시드가 적으면 작아질 수 없다."
     ),
     "claim": "주장",
     "claim_later": "이후 연구의 주장",
