@@ -13,7 +13,8 @@ import pytest
 from evenorm.lab.evaluation import by_member, logits, own_statistics
 from evenorm.lab.experiment import Experiment, Scale
 from evenorm.lab.experiments import EXPERIMENTS, inference, inference_lag, input_scale, speed
-from evenorm.lab.results import Analysis, Verdict
+from evenorm.lab.results import Analysis, Endpoint, Verdict
+from evenorm.lab.statistics import Comparison, judge
 from evenorm.lab.trials import PILOT_SEEDS, Record, Trial, settings, stacks
 from readers_sentences import untranslated
 
@@ -186,6 +187,24 @@ def test_the_lag_of_averages_is_judged_apart(
     analysis = analyse(inference.EXPERIMENT, record)
     assert analysis.verdict is Verdict.REPRODUCED
     assert tuple(endpoint.verdict for endpoint in analysis.endpoints[5:]) == expected
+
+
+def test_the_rule_says_which_comparisons_share_holms_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[int] = []
+
+    def counting(comparisons: list[Comparison]) -> tuple[Endpoint, ...]:
+        together.append(len(comparisons))
+        return judge(comparisons)
+
+    monkeypatch.setattr(inference, "judge", counting)
+
+    def record(trial: Trial) -> Record:
+        return lag_record(trial) if trial.arm == inference_lag.ARM else inference_record(trial, 0.0, 0.15, 0.002)
+
+    rule = analyse(inference.EXPERIMENT, record).rule
+    assert together == [5, 2]
+    assert "under Holm's rule for all five" in rule
+    assert "under Holm's rule for the two" in rule
 
 
 def test_a_stack_of_the_lag_equals_its_members_alone() -> None:

@@ -28,13 +28,14 @@ RATE, BATCH = 1.0, 479  # three batches an epoch, the training set's 1437
 NOISIER = 0.0  # margin on ln(variance ratio); the pilot seeds gave +4.5, +5.5, +6.6
 ALIKE = 0.5  # margin in points between 300 and all samples; they gave -0.13, -0.14, -0.14
 RULE = Text(
-    " Apart from these, and in no verdict, after every epoch of a net trained with three batches an epoch: "
-    "whether the test error with the exponential average of momentum 0.01 varies more over the second half of "
-    "the epochs than with exact statistics (ln of the ratio of variances above 0), and whether exact statistics "
-    "of 300 samples do as well as those of all 1437 (mean error within ±0.5 points).",
-    " 이와 따로, 판정에 넣지 않고, 한 에폭에 배치 셋으로 학습한 신경망을 에폭마다: 모멘텀 0.01의 지수 평균으로 "
-    "잰 시험 오류가 에폭의 뒤 절반에서 정확한 통계로 잰 것보다 더 흔들리는가(분산의 비의 ln이 0보다 위), 그리고 "
-    "표본 300개의 정확한 통계가 1437개 모두의 통계만큼 좋은가(평균 오류가 ±0.5포인트 안).",
+    " Apart from these, under Holm's rule for the two, and not part of the verdict, after every epoch in the "
+    "second half of the training of a net with three batches an epoch: whether the test error with the "
+    "exponential average of momentum 0.01 varies more than with exact statistics (ln of the ratio of variances "
+    "above 0), and whether exact statistics of 300 samples do as well as those of all 1437 (mean error within "
+    "±0.5 points).",
+    " 이와 따로, 둘에 Holm의 규칙을 적용하되 판정에는 넣지 않고, 한 에폭에 배치 셋으로 학습하는 신경망에서 뒤 "
+    "절반의 에폭마다: 모멘텀 0.01의 지수 평균으로 잰 시험 오류가 정확한 통계로 잰 것보다 더 흔들리는가(분산의 비의 "
+    "ln이 0보다 위), 그리고 표본 300개의 정확한 통계가 1437개 모두의 통계만큼 좋은가(평균 오류가 ±0.5포인트 안).",
 )
 
 

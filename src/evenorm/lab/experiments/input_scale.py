@@ -42,14 +42,15 @@ RULE = Text(
     "percentage points; WEAK if above 0 only, CONTRADICTED if one lies below 0, INCONCLUSIVE otherwise. Beside it, "
     "under Holm's rule for all four: the number of usable rates (loss below half the first one, training accuracy "
     "above twice chance, not diverged), margin one step of the grid; and whether batch norm is as good as "
-    "standardisation: the interval within ±3 points. Apart from these, and in no verdict: the same two differences "
-    "on badly scaled digits, margin 5 points.",
+    "standardisation: the interval within ±3 points. Apart from these, under Holm's rule for the two, and not part "
+    "of the verdict: the same two differences on badly scaled digits, margin 5 points.",
     "잰 것: 마지막 50단계의 평균 시험 정확도, 각각 가장 좋은 학습률에서(예비 시드 1000-1002로 고르고 이 시드들은 "
     "뺀다). 시드마다 분할을 뽑으므로 구간은 Nadeau와 Bengio의 것이다. 두 차이, 표준화 − 원래와 배치 정규화 − "
     "원래의 구간이 5 퍼센트포인트보다 위에 있으면 재현됨, 0보다만 위면 약함, 하나가 0보다 아래면 반박됨, 아니면 "
-    "결론 없음. 덧붙여, 넷 모두에 Holm의 규칙을 적용해: 쓸 수 있는 학습률의 수(손실이 첫 손실의 절반 미만, 학습 "
-    "정확도가 우연의 두 배를 넘고, 발산하지 않음), 여유는 격자 한 칸. 그리고 배치 정규화가 표준화만큼 좋은가: "
-    "구간이 ±3포인트 안. 이와 따로, 판정에 넣지 않고: 크기를 어그러뜨린 digits에서 같은 두 차이, 여유 5포인트.",
+    "판단 보류. 덧붙여, 넷 모두에 Holm의 규칙을 적용해: 쓸 수 있는 학습률의 수(손실이 첫 손실의 절반 미만, 학습 "
+    "정확도가 우연의 두 배를 넘고, 발산하지 않음), 기준 폭은 격자 한 칸. 그리고 배치 정규화가 표준화만큼 좋은가: "
+    "구간이 ±3포인트 안. 이와 따로, 둘에 Holm의 규칙을 적용하되 판정에는 넣지 않고: 크기를 어그러뜨린 digits에서 "
+    "같은 두 차이, 기준 폭 5포인트.",
 )
 
 
