@@ -7,10 +7,11 @@ import json
 
 import pytest
 import torch
+from rich.console import Console
 
 from evenorm.bench import command, options, table
 from evenorm.bench.contenders import floor_in_clones, make_inputs
-from evenorm.bench.measure import Plan, compare, interleave
+from evenorm.bench.measure import Plan, Result, compare, interleave
 from evenorm.bench.rows import BLOCKS, ROWS, Row
 from evenorm.cli import main
 
@@ -41,6 +42,21 @@ def test_a_wrong_result_is_called_wrong():
     plan = Plan([row], [block], rounds=3, seconds=1e-4)
     result = dataclasses.replace(compare(row, block, plan), right=False, error_ours=1.0, error_theirs=0.5)
     assert "WRONG" in table._errors(result)
+
+
+def test_all_columns_fit_into_80(capsys):
+    plan = Plan(list(ROWS), [BLOCKS["bn"]], compiled=True)
+    longest = Result(
+        row="", elements=10**7, block="bn", ours=123e-6, theirs=1.234e-3, compiled=1.234e-3, ratio=10.01,
+        spread=0.12, clones=2.0, share=1.01, error_ours=1.2, error_theirs=1.0, right=False,
+    )  # fmt: skip
+    results = [dataclasses.replace(longest, row=row.name) for row in ROWS]
+    Console(width=80).print(table.as_table(results, plan, "bn"))
+    lines = capsys.readouterr().out.splitlines()
+    assert "compiled" in lines[3]
+    rows = [line for line in lines if "WRONG" in line]
+    assert len(rows) == len(ROWS)
+    assert all(line.count("1.23 ms") == 2 and "123 µs" in line for line in rows)
 
 
 def test_contenders_run_in_turn():
