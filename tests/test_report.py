@@ -162,6 +162,13 @@ def test_a_negative_number_is_written_in_one_way_and_a_command_stays_as_it_is() 
     assert '<p lang="ko" class="original">-1~1 사이</p>' in page
 
 
+def test_a_check_without_seeds_has_no_interval() -> None:
+    exact = replace(speed().endpoints[0], estimate=0.258, low=0.258, high=0.258, p_value=math.nan, seeds=0)
+    page = rendered(replace(speed(), endpoints=(exact,)))
+    assert "<b>0.258</b>" in page
+    assert '<span class="range">0.258 … 0.258</span>' not in page
+
+
 def test_a_table_s_numbers_stay_on_their_line() -> None:
     table = Table("t", ("arm", "ratio", "words"), (("0.03", "12.3 (-1.0 to 13.8)", "not reached"),))
     page = rendered(replace(speed(), tables=(table,)))
