@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from evenorm.lab.evaluation import by_member, logits, own_statistics
 from evenorm.lab.experiment import Experiment, Scale
 from evenorm.lab.experiments import EXPERIMENTS, inference, inference_lag, input_scale, speed
+from evenorm.lab.language import korean
 from evenorm.lab.results import Analysis, Endpoint, Verdict
 from evenorm.lab.statistics import Comparison, judge
 from evenorm.lab.trials import PILOT_SEEDS, Record, Trial, settings, stacks
@@ -63,6 +65,7 @@ def test_speed_is_exact_where_the_trials_are() -> None:
     assert estimates == pytest.approx([3.0, 3.0, 0.0])
     assert analysis.endpoints[0].p_value == 2 / 2**10
     assert "8.0 times fewer steps" in analysis.answer
+    assert re.search(r"95 % 구간 [\d.]+ ~ [\d.]+\)", korean(analysis.answer))
 
 
 def test_speed_counts_a_seed_that_never_gets_there_as_the_last_step() -> None:

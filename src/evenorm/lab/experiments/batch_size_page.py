@@ -94,7 +94,7 @@ def answer(runs: Runs, endpoints: Sequence[Endpoint]) -> Text:
         f"points. At 2, where failure was predicted, the training loss ended {2**two.estimate:.1f} times as high "
         f"as at 4, with {bad:.0f} % errors, {mended:.0f} % after freezing.",
         f"4개씩 정규화한 신경망은 모집단 통계로 시험 그림의 {population:.1f} %, 4개의 통계로 {own:.1f} %를 "
-        f"틀렸다: {gap.estimate:+.1f}포인트({gap.low:+.1f}에서 {gap.high:+.1f}). 통계를 고정하자 4와 8의 오류는 "
+        f"틀렸다: {gap.estimate:+.1f}포인트({gap.low:+.1f} ~ {gap.high:+.1f}). 통계를 고정하자 4와 8의 오류는 "
         f"{-repaired.estimate:+.1f}포인트 달라졌다. 실패가 예측된 2에서는 학습 손실이 4의 "
         f"{2**two.estimate:.1f}배로 끝났고 오류는 {bad:.0f} %, 고정한 뒤에는 {mended:.0f} %였다.",
     )

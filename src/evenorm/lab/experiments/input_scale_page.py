@@ -125,7 +125,7 @@ def answer(
         f"and {trained[2]:.1f} of {len(grid.rates)} rates. On badly scaled digits the two gained "
         f"{digits[0].estimate:+.1f} and {digits[1].estimate:+.1f} points.",
         f"원래 열에서 신경망의 시험 정확도는 {raw:.0f} %, 표준화한 열에서 {standardised:.0f} %(차이 "
-        f"{gain.estimate:+.0f}포인트, {gain.low:+.0f}에서 {gain.high:+.0f}), 첫 층이 배치 정규화일 때 "
+        f"{gain.estimate:+.0f}포인트, {gain.low:+.0f} ~ {gain.high:+.0f}), 첫 층이 배치 정규화일 때 "
         f"{batch_norm:.0f} %였다. 학습률 {len(grid.rates)}개 가운데 차례로 {trained[0]:.1f}, {trained[1]:.1f}, "
         f"{trained[2]:.1f}개에서 학습되었다. 크기를 어그러뜨린 digits에서 두 방법은 {digits[0].estimate:+.1f}, "
         f"{digits[1].estimate:+.1f}포인트를 얻었다.",

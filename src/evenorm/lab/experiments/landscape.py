@@ -252,7 +252,7 @@ def _answer(endpoints: Sequence[Endpoint]) -> Text:
         f"difference). Free of scale: the relative distance was {relative:.1f} times smaller, β‖w‖² "
         f"{invariant:.2f} times.",
         f"걸음을 따라 손실은 배치 정규화가 있으면 {width:.1f}배 덜 변했고 기울기는 {distance:.1f}배 덜 움직였다. "
-        f"β는 {smoothness:.2f}배 작았다({low:.2f}에서 {high:.2f}, 1이면 차이 없음). 눈금과 무관하게 보면 상대 "
+        f"β는 {smoothness:.2f}배 작았다({low:.2f} ~ {high:.2f}, 1이면 차이 없음). 눈금과 무관하게 보면 상대 "
         f"거리는 {relative:.1f}배, β‖w‖²는 {invariant:.2f}배 작았다.",
     )
 

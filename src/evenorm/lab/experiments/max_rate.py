@@ -241,7 +241,7 @@ def _answer(grids: Mapping[int, Grid], endpoints: Sequence[Endpoint]) -> Text:
         f"interval {low} to {high}): {b} against {a}; {english}. Each at its best rate, batch norm's training "
         f"loss was {own} times lower; with both at rate {rate:g}, {same} times.",
         f"은닉층 {deep}개에서 쓸 수 있는 가장 큰 학습률은 배치 정규화가 있을 때 {ratio}배 높았다(95 % 구간 "
-        f"{low}–{high}): {a} 대신 {b}. {korean}. 각자 가장 좋은 학습률에서 배치 정규화의 학습 손실은 {own}배 "
+        f"{low} ~ {high}): {a} 대신 {b}. {korean}. 각자 가장 좋은 학습률에서 배치 정규화의 학습 손실은 {own}배 "
         f"낮았고, 둘 다 학습률 {rate:g}일 때는 {same}배 낮았다.",
     )
 

@@ -115,9 +115,9 @@ def answer(cells: Cells, endpoints: Sequence[Endpoint]) -> Text:
         f"Batch norm alone changed the test loss by {change} ({low} to {high}). The best regulariser changed it by "
         f"{without} without batch norm ({plain}) and by {with_} with it ({normalised}); with batch norm it brought "
         f"{need.estimate:+.2f} less in log loss ({need.low:+.2f} to {need.high:+.2f}).",
-        f"배치 정규화만으로 시험 손실은 {change} 달라졌다({low}에서 {high}). 가장 좋은 정칙화는 배치 정규화가 "
+        f"배치 정규화만으로 시험 손실은 {change} 달라졌다({low} ~ {high}). 가장 좋은 정칙화는 배치 정규화가 "
         f"없을 때 손실을 {without} ({korean(plain)}), 있을 때 {with_} ({korean(normalised)}) 바꾸었다. 배치 "
-        f"정규화가 있을 때 그 이득은 로그 손실로 {need.estimate:+.2f}만큼 작았다({need.low:+.2f}에서 "
+        f"정규화가 있을 때 그 이득은 로그 손실로 {need.estimate:+.2f}만큼 작았다({need.low:+.2f} ~ "
         f"{need.high:+.2f}).",
     )
 

@@ -256,7 +256,7 @@ def _answer(grids: Mapping[str, Grid], endpoints: Sequence[Endpoint]) -> Text:
             f"points, {points[1]} to {points[2]}), and the training loss {times} times as large after as before."
         )
         korean.append(
-            f"{name}의 시험 정확도는 앞 {before}, 뒤 {after}였고(차이 {points[0]}퍼센트포인트, {points[1]}에서 "
+            f"{name}의 시험 정확도는 앞 {before}, 뒤 {after}였고(차이 {points[0]}퍼센트포인트, {points[1]} ~ "
             f"{points[2]}), 학습 손실은 뒤가 앞의 {times}배였다."
         )
     return Text(" ".join(english), " ".join(korean))

@@ -264,8 +264,8 @@ def _answer(grid: Grid, endpoints: Sequence[Endpoint], without: Cell, with_: Cel
         f"With batch norm 90 % test accuracy took {ratio} times fewer steps (95 % interval {low} to {high}): {a} "
         f"against {b}, medians over seeds. The final accuracy changed by {final.estimate:+.1f} points "
         f"({points[0]} to {points[1]}).",
-        f"배치 정규화가 있으면 시험 정확도 90 %까지 스텝이 {ratio}배 적었다(95 % 구간 {low}–{high}). 시드 "
-        f"중앙값으로 {d} 대신 {c}. 마지막 정확도는 {final.estimate:+.1f}퍼센트포인트 달라졌다({points[0]}에서 "
+        f"배치 정규화가 있으면 시험 정확도 90 %까지 스텝이 {ratio}배 적었다(95 % 구간 {low} ~ {high}). 시드 "
+        f"중앙값으로 {d} 대신 {c}. 마지막 정확도는 {final.estimate:+.1f}퍼센트포인트 달라졌다({points[0]} ~ "
         f"{points[1]}).",
     )
 
@@ -348,7 +348,7 @@ def _table(grid: Grid) -> Table:
 
 def _ratio(interval: Interval) -> Text:
     ratio, low, high = (f"{2**value:.1f}" for value in (interval.mean, interval.low, interval.high))
-    return Text(f"{ratio} ({low} to {high})", f"{ratio} ({low}에서 {high})")
+    return Text(f"{ratio} ({low} to {high})", f"{ratio} ({low} ~ {high})")
 
 
 EXPERIMENT = Experiment(NAME, TITLE, CLAIM, plan, train, analyse)

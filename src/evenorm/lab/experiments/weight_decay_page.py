@@ -105,7 +105,7 @@ def answer(runs: Runs, endpoints: Sequence[Endpoint], exact: Sequence[Record]) -
         f"({low:.2f} to {high:.2f}). A run with decay and one with a growing rate and none had the same losses to "
         f"{worst:.0f} decimal places.",
         f"시험한 곱에서 가중치는 한 단계에 √(2ηλ)의 {ratios}배 돌았다. 각은 (ηλ)^{power:.2f}로 "
-        f"커졌다({low:.2f}에서 {high:.2f}). 감쇠가 있는 학습과 감쇠 없이 학습률이 커지는 학습의 손실은 소수 "
+        f"커졌다({low:.2f} ~ {high:.2f}). 감쇠가 있는 학습과 감쇠 없이 학습률이 커지는 학습의 손실은 소수 "
         f"{worst:.0f}자리까지 같았다.",
     )
 
