@@ -240,6 +240,9 @@ LIVE: dict[str, Callable[[nn.Module], Any]] = {
     "no counter, momentum None": _set(num_batches_tracked=None, momentum=None),
     "buffers replaced": _set(running_mean=torch.ones(3), running_var=torch.full((3,), 4.0)),
     "counter replaced": _set(num_batches_tracked=torch.tensor(40), momentum=None),
+    "counter in int32": _set(num_batches_tracked=torch.tensor(40, dtype=torch.int32)),
+    "counter in uint8, momentum None": _set(num_batches_tracked=torch.tensor(40, dtype=torch.uint8), momentum=None),
+    "counter in float32": _set(num_batches_tracked=torch.tensor(40.0)),
     "parameters replaced": _set(weight=nn.Parameter(torch.tensor([1.0, -2.0, 0.0]))),
     "no bias": _set(bias=None),
     "no weight": _set(weight=None),
@@ -560,6 +563,18 @@ def test_bad_input(
         layer(*given, **options)
     assert unmoved(layer, before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_a_vector_of_integers(name: str, training: bool) -> None:
+    layer = evenorm.BatchNorm1d(3).train(training)
+    integers = torch.ones(3, dtype=torch.int32)
+    setattr(layer, name, integers if name.startswith("running") else nn.Parameter(integers, requires_grad=False))
+    text = rf"^{name} must be a floating-point tensor of shape \(C,\) or None, got torch.int32"
+    with pytest.raises(TypeError, match=text):
+        layer(noise(4, 3))
+    assert layer.num_batches_tracked == 0
 
 
 def test_bad_options() -> None:

@@ -34,14 +34,14 @@ def check(
     if running_mean is None or running_var is None:
         if running_mean is not running_var:
             raise ValueError("running_mean and running_var must either both be None or neither be None")
-    elif running_mean.shape != shape:
-        raise _wrong_size("running_mean", running_mean, shape[0])
-    elif running_var.shape != shape:
-        raise _wrong_size("running_var", running_var, shape[0])
-    if weight is not None and weight.shape != shape:
-        raise _wrong_size("weight", weight, shape[0])
-    if bias is not None and bias.shape != shape:
-        raise _wrong_size("bias", bias, shape[0])
+    elif running_mean.shape != shape or not running_mean.is_floating_point():
+        raise _wrong_vector("running_mean", running_mean, shape[0])
+    elif running_var.shape != shape or not running_var.is_floating_point():
+        raise _wrong_vector("running_var", running_var, shape[0])
+    if weight is not None and (weight.shape != shape or not weight.is_floating_point()):
+        raise _wrong_vector("weight", weight, shape[0])
+    if bias is not None and (bias.shape != shape or not bias.is_floating_point()):
+        raise _wrong_vector("bias", bias, shape[0])
     if residual is not None and not isinstance(residual, Tensor):
         raise TypeError(f"residual must be a tensor of x's shape, got {type(residual).__name__}")
     if residual is not None and residual.shape != x.shape:
@@ -51,11 +51,10 @@ def check(
 
 
 def check_vectors(**vectors: Tensor | None) -> None:
-    """Raise unless each is a floating-point tensor or None, which a layer's own are by torch.nn's care."""
+    """Raise unless each is a tensor or None, which a layer's own are by torch.nn's care."""
     for name, vector in vectors.items():
-        if vector is not None and not (isinstance(vector, Tensor) and vector.is_floating_point()):
-            found = vector.dtype if isinstance(vector, Tensor) else type(vector).__name__
-            raise TypeError(f"{name} must be a floating-point tensor of shape (C,) or None, got {found}")
+        if vector is not None and not isinstance(vector, Tensor):
+            raise _no_vector(name, type(vector).__name__)
 
 
 def check_dense(x: object) -> None:
@@ -73,7 +72,13 @@ def _no_input(x: object) -> TypeError:
     return TypeError(f"expected a floating-point tensor, got {found}; convert it first, e.g. x.float()")
 
 
-def _wrong_size(name: str, vector: Tensor, channels: int) -> ValueError:
+def _no_vector(name: str, found: object) -> TypeError:
+    return TypeError(f"{name} must be a floating-point tensor of shape (C,) or None, got {found}")
+
+
+def _wrong_vector(name: str, vector: Tensor, channels: int) -> TypeError | ValueError:
+    if not vector.is_floating_point():
+        return _no_vector(name, vector.dtype)
     if vector.numel() == channels:
         return ValueError(f"{name} must have shape ({channels},), got {tuple(vector.shape)}; flatten it first")
     return ValueError(f"{name} should contain {channels} elements not {vector.numel()}")

@@ -220,7 +220,8 @@ def train_step(
     known = resolve(activation)
     if known is None or (residual is not None and residual.dtype != x.dtype):
         return None
-    if transformed_eagerly() or not cpu.supports(x) or not (update[0] is None or cpu.is_plain(update[0])):
+    plain = (update[0] is None or cpu.is_plain(update[0])) and updates.counts_in_long(update[2])
+    if transformed_eagerly() or not cpu.supports(x) or not plain:
         return None
     y: Tensor
     if among is None:

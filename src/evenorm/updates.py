@@ -54,12 +54,18 @@ def commit_(running: Running, batch: Moments, average: Average, *, skip_nonfinit
     if running.nonfinite is not None and _vmapped(running.mean) and not _vmapped(running.nonfinite):
         running = running._replace(nonfinite=None)  # stacked state_dicts have no such counter: all would share it
     engine = engines.choose(running.mean)
-    if engine is not formulas and not isinstance(average, Window) and not _rewritten():
+    plainly = engine is formulas or isinstance(average, Window) or not counts_in_long(running.batches)
+    if not plainly and not _rewritten():
         # One call in place of a dozen small operations, which would cost more than a small layer's kernels.
         mean, var, batches, _, _, nonfinite = running
         engine.track_(mean, var, batches, batch, *weight(average), skip_nonfinite, nonfinite)
     else:
         _commit_plainly_(running, batch.pooled(), average, skip_nonfinite)
+
+
+def counts_in_long(batches: Tensor | None) -> bool:
+    """Tell whether a layer's counter is as torch makes it, which is all that engines take."""
+    return batches is None or batches.dtype is torch.long
 
 
 def weight(average: Average) -> tuple[float, bool]:
