@@ -209,6 +209,34 @@ def test_bad_values_stay_in_their_channel() -> None:
         assert torch.equal(found.m2[others], good.m2[others])
 
 
+BAD_VALUES = {
+    "first": {0: math.inf},
+    "last": {5: -math.inf},
+    "two": {0: -math.inf, 3: -math.inf},
+    "both signs": {1: math.inf, 2: -math.inf},
+    "both signs in one part": {4: math.inf, 5: -math.inf},
+    "NaN beside": {0: math.nan, 3: math.inf},
+}
+
+
+@pytest.mark.parametrize("bad", BAD_VALUES.values(), ids=BAD_VALUES)
+def test_parts_merge_to_the_mean_of_the_whole_where_it_is_not_finite(bad: dict[int, float]) -> None:
+    x = torch.randn(6, 2, dtype=torch.float64)
+    for row, value in bad.items():
+        x[row, 1] = value
+    true = x.mean(0)
+    parts = [evenorm.moments(part) for part in x.split(2)]
+    found = [parts[0] + parts[1] + parts[2], parts[2] + (parts[1] + parts[0])]
+    found += [evenorm.moments(x) + evenorm.moments(x[:0]), evenorm.moments(x[:0]) + evenorm.moments(x)]
+    mask = torch.ones(6, dtype=torch.bool)
+    for engine in {formulas, engines.choose(x)}:
+        for given in ((x,), (x, mask), (x, None, [2, 2, 2]), (x, mask, [1, 3, 2]), (x, None, [0, 4, 2])):
+            found.append(engine.moments(*given).pooled())
+    for merged in found:
+        torch.testing.assert_close(merged.mean, true, equal_nan=True)
+        assert merged.m2.isfinite().tolist() == [True, False]
+
+
 @lawful
 @given(st.integers(0, 200), st.integers(1, 40))
 def test_virtual_batches_share_the_samples_out_evenly(count: int, size: int) -> None:

@@ -213,6 +213,25 @@ def test_what_is_not_finite_stays_in_its_channel(bad: float) -> None:
     assert torch.equal(found[5][kept], clean[5][kept])
 
 
+@pytest.mark.parametrize("chunks", ["one", "many"])
+def test_an_infinite_value_makes_an_infinite_mean(chunks: str, request: pytest.FixtureRequest) -> None:
+    if chunks == "many":
+        request.getfixturevalue("small_plans")
+    x = made((6, 5, 40), 0)
+    x[0, 0, 0] = x[5, 1, 39] = x[3, 2, 17] = math.inf
+    x[:, 1] *= -1
+    x[0, 3, 0], x[5, 3, 39] = math.inf, -math.inf
+    true = x.mean((0, 2))
+    for splits in (None, [2, 2, 2]):
+        y, *batch = triton.train_forward(x, None, None, None, Setting(None, splits, EPS, IDENTITY, 0.0))
+        for found in (Moments(*batch), triton.moments(x, None, splits)):
+            running = updates.Running(*(fill(5, device=DEVICE) for fill in (torch.zeros, torch.ones)), counter())
+            updates.commit_(running, found, Exponential(1.0), skip_nonfinite=False)
+            torch.testing.assert_close(running.mean, true, equal_nan=True)
+        assert y[:, :4].isnan().all() == (splits is None)
+        assert y[:, 4].isfinite().all()
+
+
 @pytest.mark.usefixtures("small_plans")
 def test_invalid_positions_are_never_read_and_come_out_as_zero() -> None:
     x, dy, residual = (made((5, 4, 30), seed) for seed in range(3))

@@ -395,6 +395,20 @@ def test_propagate_takes_it_in_as_torch_does() -> None:
     assert layer.nonfinite_batches == 0
 
 
+@ENGINES
+@pytest.mark.usefixtures("_engine")
+@pytest.mark.parametrize("options", [{}, {"virtual_batch_size": 2}, {"average": evenorm.Window(1)}], ids=str)
+@pytest.mark.parametrize("row", [0, 3])
+def test_an_infinite_value_makes_an_infinite_running_mean_as_in_torch(row: int, options: dict[str, Any]) -> None:
+    layer, torchs = evenorm.BatchNorm1d(3, on_nonfinite="propagate", **options), nn.BatchNorm1d(3, momentum=0.1)
+    torchs.momentum = 1.0 if "average" in options else 0.1
+    x = torch.randn(8, 3)
+    x[row, 1] = math.inf
+    layer(x), torchs(x)
+    torch.testing.assert_close(layer.running_mean, torchs.running_mean)
+    assert layer.running_var.isnan().tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("options", [{}, {"average": evenorm.Window(2)}, {"virtual_batch_size": 2}], ids=str)
 def test_raise_names_the_layer_and_the_channels(options: dict[str, Any], named: bool) -> None:

@@ -275,6 +275,19 @@ def nonfinite_batches_are_skipped_everywhere(rank: int, world: int) -> None:
 
 
 @check
+def an_infinite_value_makes_an_infinite_mean_everywhere(rank: int, world: int) -> None:
+    x = draw(4 * world, 4, 3, dtype=torch.float64)
+    x[0, 1, 0] = x[-1, 2, 0] = torch.inf
+    x[0, 3, 0], x[-1, 3, 0] = torch.inf, -torch.inf
+    for large in (False, True):
+        for renorm in (None, evenorm.Renorm()):  # one call of the engine, and the general way
+            together = layer(torch.float64, process_group="world", on_nonfinite="propagate", renorm=renorm)
+            with a_large_world(large):
+                together(x.chunk(world)[rank])
+            torch.testing.assert_close(together.running_mean, 0.1 * x.mean((0, 2)), equal_nan=True)
+
+
+@check
 def sums_and_moments_have_the_same_bits_everywhere(rank: int, world: int) -> None:
     among = dist.group.WORLD
     for seed in range(5):

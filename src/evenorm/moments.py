@@ -46,7 +46,7 @@ class Moments:
         """Merge with the moments of other values of the same channels (math.md, eq. 4)."""
         count = self.count + other.count
         share = (other.count / count.clamp(min=1)).unsqueeze(-1)
-        step = other.mean - self.mean
+        step = other.mean - finite_start(self.mean)
         return Moments(
             count=count,
             mean=self.mean + step * share,
@@ -65,7 +65,7 @@ class Moments:
             return Moments(self.count[0], self.mean[0], self.m2[0])
         groups, count = self.count.unsqueeze(1), self.count.sum()
         # The largest group's mean: an empty one's is of no values. Equal means merge to themselves.
-        start = self.mean.index_select(0, self.count.argmax(0, keepdim=True))
+        start = finite_start(self.mean.index_select(0, self.count.argmax(0, keepdim=True)))
         mean = start + (groups * (self.mean - start)).sum(0, keepdim=True) / count.clamp(min=1)
         away = self.mean - mean
         m2 = self.m2.sum(0) + (groups * away * away).sum(0)
@@ -82,14 +82,20 @@ def pool(x: Tensor, mask: Tensor | None = None, splits: Sequence[int] | None = N
     count = _count(x, mask, splits)
     per_group = count.clamp(min=1).unsqueeze(1)
     values = _or_zero(widen(x), valid)
-    shift = _some_value(values, valid, splits)
+    shift = finite_start(_some_value(values, valid, splits))
     away = _or_zero(values - spread(shift, x, splits), valid)
     step = group_sum(away, splits) / per_group
     centred = _or_zero(away - spread(step, x, splits), valid)
-    # Rounding leaves a rest in the sum of the centred values; it belongs to the mean.
+    # Rounding leaves a rest in the sum of the centred values; it belongs to the mean, unless that is infinite.
     rest = group_sum(centred, splits) / per_group
     m2 = group_sum(centred.square(), splits) - rest.square() * per_group
-    return Moments(count, (shift + step) + rest, m2.clamp(min=0))
+    mean = shift + step
+    return Moments(count, torch.where(mean.isinf(), mean, mean + rest), m2.clamp(min=0))
+
+
+def finite_start(mean: Tensor) -> Tensor:
+    """Return where a merge may start: any will do, but from an infinite one no other mean has a distance."""
+    return mean.nan_to_num(0.0, 0.0, 0.0)
 
 
 def virtual_batches(samples: int, size: int | None) -> list[int] | None:
@@ -138,9 +144,9 @@ def _count(x: Tensor, mask: Tensor | None, splits: Sequence[int] | None) -> Tens
 
 
 def _some_value(values: Tensor, valid: Tensor | None, splits: Sequence[int] | None) -> Tensor:
-    """Return a valid value of each group and channel, (G, C), as a constant; 0 where there is none. Any will do.
+    """Return a valid value of each group and channel, (G, C), as a constant; where there is none, 0 or -inf.
 
-    Each group has its own: a NaN, or another scale, is no business of its neighbours.
+    Any will do. Each group has its own: a NaN, or another scale, is no business of its neighbours.
     """
     groups = 1 if splits is None else len(splits)
     if values.numel() == 0:
@@ -162,7 +168,7 @@ def _some_value(values: Tensor, valid: Tensor | None, splits: Sequence[int] | No
     else:
         group = _group_of(splits, values).unsqueeze(1).expand_as(largest)
         largest = largest.new_full((groups, values.shape[1]), -torch.inf).scatter_reduce(0, group, largest, "amax")
-    return torch.where(largest == -torch.inf, 0, largest)
+    return largest
 
 
 def _or_zero(values: Tensor, valid: Tensor | None) -> Tensor:

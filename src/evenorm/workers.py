@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from evenorm.moments import Moments
+from evenorm.moments import Moments, finite_start
 
 Group = dist.ProcessGroup | str | None
 Workers = dist.ProcessGroup  # those to pool with, more than this one
@@ -111,7 +111,7 @@ def pool(batch: Moments, workers: Workers) -> Moments:
     batch = batch.pooled()
     count = batch.count.reshape(1)
     count, first = _summed(torch.cat([count, count * batch.mean]), workers).split([1, len(batch.mean)])
-    start = first / count.clamp(min=1)
+    start = finite_start(first / count.clamp(min=1))
     rest = _summed(_shifted(batch, start)[1:], workers)
     return _as_group(_unshifted(torch.cat([count, rest]), start))
 
@@ -122,7 +122,7 @@ def _merge(count: Tensor, mean: Tensor, m2: Tensor) -> Moments:
     These are so small that their number is what they cost.
     """
     total = count.sum(0, keepdim=True)
-    start = mean.index_select(0, count[:, 0].argmax(0, keepdim=True))
+    start = finite_start(mean.index_select(0, count[:, 0].argmax(0, keepdim=True)))
     away = mean - start
     step = (count * away).sum(0, keepdim=True) / total.clamp(min=1)
     rest = away - step
@@ -132,7 +132,7 @@ def _merge(count: Tensor, mean: Tensor, m2: Tensor) -> Moments:
 def pool_differentiably(batch: Moments, workers: Workers) -> Moments:
     """Return what `pool` returns, in a way that autograd can follow to every worker and back."""
     with torch.no_grad():  # the sums' start is a constant, of which the outcome does not depend
-        start = pool(batch, workers).mean[0]
+        start = finite_start(pool(batch, workers).mean[0])
     return _as_group(_unshifted(Sum.apply(_shifted(batch.pooled(), start), workers), start))
 
 

@@ -21,14 +21,17 @@ struct Pooled {
   double mean, m2;
 };
 
+// Where a merge starts: any number will do, but from an infinite one no other mean has a distance.
+static double finite_start(double mean) { return std::isfinite(mean) ? mean : 0; }
+
 // Chan's rule over the groups of a channel, from the largest group's mean so that equal means merge to themselves, whoever is empty.
 static Pooled pooled(const Update& update, int64_t c, double count) {
+  if (update.groups == 1) return {read(update.mean, 0, c), read(update.m2, 0, c)};
   int64_t largest = 0;
   for (int64_t g = 1; g < update.groups; ++g) {
     if (read(update.count, g, 0) > read(update.count, largest, 0)) largest = g;
   }
-  const double start = read(update.mean, largest, c);
-  if (update.groups == 1) return {start, read(update.m2, 0, c)};
+  const double start = finite_start(read(update.mean, largest, c));
   double step = 0, m2 = 0;
   for (int64_t g = 0; g < update.groups; ++g) step += read(update.count, g, 0) * (read(update.mean, g, c) - start);
   const double mean = start + step / count;
@@ -145,9 +148,9 @@ void merge(const double* rows, int64_t row_count, int64_t channels, double* coun
   for (int64_t c = 0; c < channels; ++c) mean[c] = m2[c] = 0;
   for (int64_t r = 0; r < row_count; ++r) {
     const double own = rows[r * row], *own_mean = rows + r * row + 1;
-    for (int64_t c = 0; c < channels; ++c) mean[c] += own * (own_mean[c] - start[c]);
+    for (int64_t c = 0; c < channels; ++c) mean[c] += own * (own_mean[c] - finite_start(start[c]));
   }
-  for (int64_t c = 0; c < channels; ++c) mean[c] = start[c] + mean[c] / divisor;
+  for (int64_t c = 0; c < channels; ++c) mean[c] = start[c] + mean[c] / divisor;  // infinite where the largest's is
   for (int64_t r = 0; r < row_count; ++r) {
     const double own = rows[r * row], *own_mean = rows + r * row + 1, *own_m2 = own_mean + channels;
     for (int64_t c = 0; c < channels; ++c) {

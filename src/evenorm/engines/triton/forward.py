@@ -12,6 +12,7 @@ from evenorm.engines.triton.tiles import (
     count_held,
     extents,
     find_centre,
+    finite,
     finish_moments,
     locate,
     skip_empty,
@@ -126,7 +127,7 @@ def merge_kernel(
     spread = tl.load(m2s + at, mask=there, other=0)
     n = tl.sum(share, axis=1)
     top = tl.max(tl.where(share > 0, part, -float("inf")), axis=1)
-    top = tl.where(top == -float("inf"), 0.0, top)
+    top = tl.where(finite(top), top, 0.0)
     away = tl.where(share > 0, part - top[:, None], 0.0)
     step = tl.sum(share * away, axis=1) / tl.maximum(n, 1.0)
     pooled = top + step

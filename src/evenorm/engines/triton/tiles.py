@@ -23,6 +23,12 @@ SIZES = ["channels", "positions", "base", "extra", "unit", "tiles", "per_chunk",
 
 
 @triton.jit
+def finite(value):
+    """Tell whether a value is neither infinite nor NaN."""
+    return value - value == 0
+
+
+@triton.jit
 def assign(program, channels, chunks, base, extra, unit, block_c: tl.constexpr):
     """Return a program's chunk, its group, its first channel, the group's first sample and that behind its last.
 
@@ -161,7 +167,7 @@ def find_centre(x, valid):
     The centre is their mean in float32, computed from their largest value, so that a constant is its own centre.
     It keeps the sum of squares of k further tiles exact to k units whatever the values are (math.md, eq. 3). The
     scale brings the spread to 2 ** -30: squares of 1e30 stay finite, so do those of later values up to 1e28 times
-    as far away.
+    as far away. Where values are infinite the centre is 0, from which they have a distance.
     """
     top = tl.max(tl.where(valid, x, -float("inf")), axis=1)
     low = tl.min(tl.where(valid, x, float("inf")), axis=1)
@@ -173,7 +179,8 @@ def find_centre(x, valid):
     away = tl.sum(tl.where(valid, (x - top[:, None]) * scale[:, None], 0.0), axis=1)
     count = tl.maximum(tl.sum(valid.to(tl.int32), axis=1), 1)
     unscale = ((127 - power) << 23).to(tl.float32, bitcast=True)
-    return top + away / count.to(tl.float32) * unscale, scale, power
+    centre = top + away / count.to(tl.float32) * unscale
+    return tl.where(finite(centre), centre, 0.0), scale, power
 
 
 @triton.jit

@@ -5,17 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def finite(value):
-    """Tell whether a value is neither infinite nor NaN."""
-    return value - value == 0
+from evenorm.engines.triton.tiles import finite
 
 
 @triton.jit
 def pool_groups(count, mean, m2, channels, groups, c, known, n):
     """Merge the groups of some channels from the first one's mean: mean and m2 (math.md, eq. 5)."""
     start = tl.load(mean + c, mask=known, other=0)
+    start = tl.where(finite(start), start, 0.0)  # from an infinite one no other mean has a distance
     step = tl.zeros(c.shape, tl.float64)
     for group in range(groups):
         part = tl.load(mean + group * channels + c, mask=known, other=0)
