@@ -230,8 +230,8 @@ def test_parts_merge_to_the_mean_of_the_whole_where_it_is_not_finite(bad: dict[i
     found += [evenorm.moments(x) + evenorm.moments(x[:0]), evenorm.moments(x[:0]) + evenorm.moments(x)]
     mask = torch.ones(6, dtype=torch.bool)
     for engine in {formulas, engines.choose(x)}:
-        for given in ((x,), (x, mask), (x, None, [2, 2, 2]), (x, mask, [1, 3, 2]), (x, None, [0, 4, 2])):
-            found.append(engine.moments(*given).pooled())
+        for asked in ((x,), (x, mask), (x, None, [2, 2, 2]), (x, mask, [1, 3, 2]), (x, None, [0, 4, 2])):
+            found.append(engine.moments(*asked).pooled())
     for merged in found:
         torch.testing.assert_close(merged.mean, true, equal_nan=True)
         assert merged.m2.isfinite().tolist() == [True, False]

@@ -201,17 +201,22 @@ def test_a_bad_value_shows_and_stays_in_its_channel() -> None:
     assert (layer.running_mean == before).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("options", [{"renorm": Renorm()}, {"renorm": OPEN}, {"on_single": "population"}], ids=str)
-def test_statistics_that_are_nan_tie_a_batch_to_nothing(options: dict[str, Any]) -> None:
-    layer, plain, mask = moved(**options), moved(), torch.ones(5, dtype=torch.bool)
-    layer.running_mean[0], layer.running_var[1] = math.nan, math.nan
-    x, dy = torch.randn(2, 5, 3, dtype=torch.float64).unbind()
-    answers = []
-    for one in (layer, plain):
-        one_x = x.clone().requires_grad_()
-        y = one(one_x, mask=mask)
-        answers.append((y[:, :2], torch.autograd.grad(y, one_x, dy)[0][:, :2]))
-    torch.testing.assert_close(*answers)
+@pytest.mark.parametrize("options", [{"renorm": OPEN}, {"renorm": Renorm()}, {"on_single": "population"}], ids=str)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nothing_is_tied_to_running_statistics_that_are_not_finite(bad: float, options: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, dy, ddx = torch.randn(3, 6, 3, dtype=torch.float64, generator=generator)
+    mask, results = torch.tensor([True, True, False, True, True, False]), []
+    for layer in (moved(**options), moved()):
+        layer.running_mean[1], layer.running_var[2] = bad, bad
+        given = x.clone().requires_grad_()
+        y = layer(given, mask=mask)
+        once = torch.autograd.grad(y, [given, *layer.parameters()], dy, retain_graph=True)
+        (dx,) = torch.autograd.grad(y, given, dy, create_graph=True)
+        results.append([y, *once, dx, torch.autograd.grad(dx, given, ddx)[0]])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found[..., 1:], expected[..., 1:])
+        assert found.isfinite().all()
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -137,15 +137,18 @@ class Tied(NamedTuple):
 
 
 def tie(batch: Moments, anchor: Anchor | None, eps: float) -> Tied:
-    """Return statistics by which x is standardised to (x - mean_B) / sigma_B * r + d [20]."""
+    """Return statistics by which x is standardised to (x - mean_B) / sigma_B * r + d [20].
+
+    To running statistics that are not finite nothing is tied: r = 1 and d = 0 there.
+    """
     if anchor is None:
         return Tied(batch.mean, batch.variance() + eps, None, None)
     mean, sigma = widen(anchor.mean), (widen(anchor.var) + eps).sqrt()
     batch_sigma = (batch.variance() + eps).sqrt()
+    known = mean.isfinite() & sigma.isfinite()
     r = (batch_sigma / sigma).detach().clamp(1 / anchor.r_max, anchor.r_max)
     d = ((batch.mean - mean) / sigma).detach().clamp(-anchor.d_max, anchor.d_max)
-    unknown = d.isnan()  # running statistics of NaN are nothing to be tied to
-    r, d = torch.where(unknown, 1, r), torch.where(unknown, 0, d)
+    r, d = torch.where(known, r, 1.0), torch.where(known, d, 0.0)
     tied_mean, tied_sigma = batch.mean - d * batch_sigma / r, batch_sigma / r
     if anchor.replaces_single:
         single = (batch.count <= 1).unsqueeze(-1)
