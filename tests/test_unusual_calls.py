@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import compiled_autograd
 from torch.func import functional_call, functionalize, grad, stack_module_state, vmap
+from torch.fx.proxy import TraceError
 
 import evenorm
 from evenorm.engines import cpu
@@ -84,6 +87,17 @@ def test_functionalized_with_buffers_that_are_given() -> None:
     torch.testing.assert_close(given, dict(other.named_buffers()))
 
 
+def test_functionalized_with_buffers_that_it_captured_says_what_to_do() -> None:
+    layer, x = evenorm.BatchNorm1d(3), torch.randn(6, 3)
+    for transformed in (functionalize(layer), functionalize(grad(lambda x: layer(x).sin().sum()))):
+        with pytest.raises(ValueError, match=r"^functionalize cannot update running statistics that are not among"):
+            transformed(x)
+        with evenorm.no_update(layer):
+            transformed(x)
+    assert layer.num_batches_tracked == 0
+    torch.testing.assert_close(functionalize(layer.eval())(x), layer(x))
+
+
 @pytest.mark.parametrize("activation", [None, "silu"])
 def test_a_backward_that_is_compiled(activation: str | None) -> None:
     torch._dynamo.reset()
@@ -134,6 +148,21 @@ def test_a_layer_is_one_call_in_a_symbolic_trace() -> None:
     traced = torch.fx.symbolic_trace(net)
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["norm", "last"]
     assert torch.equal(traced(x), net(x))
+
+
+def test_a_layer_that_is_traced_by_itself_or_scripted_says_what_to_do() -> None:
+    layer, x = evenorm.BatchNorm1d(3), torch.randn(4, 3)
+    with pytest.raises(TraceError, match=r"^BatchNorm1d is one call in a trace; trace a network that holds it$"):
+        torch.fx.symbolic_trace(layer)
+    net = nn.Sequential(nn.Linear(3, 3), layer, evenorm.LazyBatchNorm1d()).eval()
+    net(x)
+    with warnings.catch_warnings():  # of torch's, that scripts and traces are old
+        warnings.simplefilter("ignore")
+        with pytest.raises(TypeError, match=r"^torch\.jit\.script cannot read evenorm's layers; use torch\.jit\.trace "):
+            torch.jit.script(net)
+        assert net[1] is layer
+        torch.testing.assert_close(torch.jit.trace(net, x)(x), net(x))
+        torch.testing.assert_close(torch.jit.script(evenorm.revert(copy.deepcopy(net)))(x), net(x))
 
 
 class Positive(nn.Module):

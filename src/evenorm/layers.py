@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evenorm import functional, updates, workers
@@ -177,7 +178,17 @@ class Layer(Kept):
         """Enter a symbolic trace as one call, as torch.nn's own layers do, which fx knows by their home."""
         given = {name: value for name, value in (("residual", residual), ("mask", mask)) if value is not None}
         tracer: Any = input.tracer  # a `fx.Tracer`, which knows modules
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
+        path = tracer.path_of_module(self)
+        if not path:
+            raise TraceError(f"{type(self).__name__} is one call in a trace; trace a network that holds it")
+        return tracer.create_proxy("call_module", path, (input,), given)
+
+    def __prepare_scriptable__(self) -> None:
+        """Tell torch.jit.script, which asks for this, that it cannot read us."""
+        raise TypeError(
+            "torch.jit.script cannot read evenorm's layers; use torch.jit.trace or torch.export, or script "
+            "evenorm.revert(copy.deepcopy(model)), which holds torch.nn's"
+        )
 
     def _tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """Return running_mean, running_var, weight, bias, past nn.Module's look, which takes 0.6 us for each."""
@@ -296,7 +307,7 @@ class BatchNorm(Layer, _BatchNorm):
         renorm: `Renorm`: correct the batch towards the running statistics.
         on_nonfinite: what a batch with NaN or inf does to the running statistics: "skip" leaves those of the
             channel as they are and counts the batch in ``nonfinite_batches``; "raise" raises, and waits for the
-            device to know; "propagate" takes it in, as torch does. The output shows the NaN in any case.
+            device to know (its error begins with ``layer.name``, where that is set); "propagate" takes it in, as torch does. The output shows the NaN in any case.
         on_single: training with one value per channel: "raise" as torch does, or "population": normalise by the
             running statistics and leave them alone. In `one_update` they count with the rest of the step.
         process_group: in training, pool over these workers: None, "world", or a torch ProcessGroup. All of them

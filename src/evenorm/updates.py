@@ -8,7 +8,7 @@ channel, and only where the outcome is finite. All is decided on the device, wit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -46,12 +46,17 @@ def commit_(running: Running, batch: Moments, average: Average, *, skip_nonfinit
     Nothing changes where the batch holds fewer than two values per channel, for which there is no unbiased
     variance, nor, if `skip_nonfinite`, in channels where the outcome would not be finite.
     """
-    if _vmapped(batch.mean) and not _vmapped(running.mean):
+    if _is(_vmapped, batch.mean) and not _is(_vmapped, running.mean):
         raise ValueError(
             "vmap cannot update running statistics that its samples share; hold them back with "
             "evenorm.no_update(model) or eval(), or give each its own by functional_call with stacked buffers"
         )
-    if running.nonfinite is not None and _vmapped(running.mean) and not _vmapped(running.nonfinite):
+    if _is(_functionalized, batch.mean) and not _is(_functionalized, running.mean):
+        raise ValueError(
+            "functionalize cannot update running statistics that are not among its arguments; hand the buffers in "
+            "by functional_call, or hold them back with evenorm.no_update(model) or eval()"
+        )
+    if running.nonfinite is not None and _is(_vmapped, running.mean) and not _is(_vmapped, running.nonfinite):
         running = running._replace(nonfinite=None)  # stacked state_dicts have no such counter: all would share it
     engine = engines.choose(running.mean)
     plainly = engine is formulas or isinstance(average, Window) or not counts_in_long(running.batches)
@@ -202,11 +207,15 @@ def _rewritten() -> bool:
     return any(one.key() in (kinds.Vmap, kinds.Functionalize) for one in active)
 
 
-def _vmapped(statistic: Tensor) -> bool:
+_vmapped, _functionalized = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_functionaltensor
+
+
+def _is(wrapped: Callable[[Tensor], bool], statistic: Tensor) -> bool:
+    """Tell whether a transform has wrapped a statistic so, under whatever others."""
     if torch.compiler.is_compiling():
         return False
-    while torch._C._functorch.is_functorch_wrapped_tensor(statistic):  # by grad as well, in any order
-        if torch._C._functorch.is_batchedtensor(statistic):
+    while torch._C._functorch.is_functorch_wrapped_tensor(statistic):
+        if wrapped(statistic):
             return True
         statistic = torch._C._functorch.get_unwrapped(statistic)
     return False
