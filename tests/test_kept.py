@@ -96,3 +96,23 @@ def test_converted_in_no_update_has_its_counter() -> None:
     layer.on_nonfinite = "raise"
     with pytest.raises(ValueError, match=r"^BatchNorm1d\(3\): the batch holds NaN or inf"):
         layer(torch.full((4, 3), torch.nan))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_cast_of_everything_leaves_counters_whole(dtype: torch.dtype) -> None:
+    layer = evenorm.BatchNorm1d(3)
+    layer.num_batches_tracked.fill_(4097), layer.nonfinite_batches.fill_(4097)
+    layer.type(dtype)
+    layer(torch.randn(4, 3).to(dtype)), layer(torch.full((4, 3), torch.nan, dtype=dtype))
+    assert layer.num_batches_tracked.item() == layer.nonfinite_batches.item() == 4098
+
+
+class WithMore(evenorm.BatchNorm1d):
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.register_buffer("table", torch.ones(3))
+
+
+def test_a_cast_takes_the_buffers_of_a_subclass_as_torch_does() -> None:
+    layer = WithMore().half()
+    assert (layer.table.dtype, layer.running_mean.dtype) == (torch.float16, torch.float32)

@@ -15,6 +15,9 @@ from evenorm import workers
 from evenorm.averages import Exponential, Window
 from evenorm.workers import Group
 
+COUNTERS = ("num_batches_tracked", "nonfinite_batches")
+STATISTICS = ("running_mean", "running_var", "window_mean", "window_var")
+
 
 class Kept(_NormBase):
     """The state of a layer, without what it computes."""
@@ -72,14 +75,16 @@ class Kept(_NormBase):
         return self
 
     def _widen_statistics(self, source: dict[str, Tensor | None]) -> None:
-        batches = self._buffers.get("num_batches_tracked")
-        if batches is not None and batches.dtype != torch.long:  # a mean of several layers' counts, say
-            self._buffers["num_batches_tracked"] = batches.long()
         for name, buffer in self._buffers.items():
-            if buffer is not None and buffer.is_floating_point() and buffer.itemsize < 4:
-                known = source[name]
-                assert known is not None
-                self._buffers[name] = known.to(device=buffer.device, dtype=torch.float32)
+            if name in COUNTERS:  # a mean of several layers' counts, say, or a cast of everything
+                wide = torch.long
+            elif name in STATISTICS and buffer is not None and buffer.itemsize < 4:
+                wide = torch.float32
+            else:
+                continue
+            known = source[name]
+            if buffer is not None and known is not None and buffer.dtype != wide:
+                self._buffers[name] = known.to(device=buffer.device, dtype=wide)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load as torch does; a checkpoint without a window fills ours with its running statistics.

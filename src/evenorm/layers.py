@@ -307,7 +307,8 @@ class BatchNorm(Layer, _BatchNorm):
         renorm: `Renorm`: correct the batch towards the running statistics.
         on_nonfinite: what a batch with NaN or inf does to the running statistics: "skip" leaves those of the
             channel as they are and counts the batch in ``nonfinite_batches``; "raise" raises, and waits for the
-            device to know (its error begins with ``layer.name``, where that is set); "propagate" takes it in, as torch does. The output shows the NaN in any case.
+            device to know; its error begins with ``layer.name``, if you or `freeze` or `set_process_group` set it;
+            "propagate" takes the batch in, as torch does. The output shows the NaN in any case.
         on_single: training with one value per channel: "raise" as torch does, or "population": normalise by the
             running statistics and leave them alone. In `one_update` they count with the rest of the step.
         process_group: in training, pool over these workers: None, "world", or a torch ProcessGroup. All of them
