@@ -53,6 +53,32 @@ def test_a_layer_made_on_meta_trains_as_one_that_was_not(make: Callable[[], nn.M
     assert layer.nonfinite_batches == 1
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("options", [{}, {"virtual_batch_size": 2}, {"on_nonfinite": "raise"}], ids=str)
+def test_a_layer_on_meta_trains_on_a_state_dict_that_it_is_handed(options: dict[str, Any], compiled: bool) -> None:
+    torch._dynamo.reset()
+    layer, base = evenorm.BatchNorm1d(3, **options), evenorm.BatchNorm1d(3, device="meta", **options)
+    state, x = copy.deepcopy(layer.state_dict()), torch.randn(8, 3)
+
+    def call(state: dict[str, Tensor], x: Tensor) -> Any:
+        return torch.func.functional_call(base, state, (x,))
+
+    found = (torch.compile(call, backend="eager", fullgraph=True) if compiled else call)(state, x)
+    torch.testing.assert_close(found, layer(x))
+    torch.testing.assert_close(state, dict(layer.state_dict()))
+    if "on_nonfinite" in options:
+        with pytest.raises(ValueError, match="the batch holds NaN or inf in channel 0"):
+            call(state, torch.full((4, 3), torch.nan))
+
+
+def test_a_layer_made_in_inference_mode_takes_a_checkpoint() -> None:
+    with torch.inference_mode():
+        layer = evenorm.BatchNorm1d(3)
+    layer.load_state_dict(nn.BatchNorm1d(3).state_dict(), assign=True)
+    layer(torch.full((4, 3), torch.nan))
+    assert layer.nonfinite_batches == 1
+
+
 @pytest.mark.parametrize("options", [{}, {"average": Window(2)}, {"virtual_batch_size": 2}], ids=str)
 def test_a_count_that_is_a_mean_of_counts(options: dict[str, Any]) -> None:
     one, other = nn.BatchNorm1d(3), nn.BatchNorm1d(3)

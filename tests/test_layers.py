@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import re
 from collections import OrderedDict
@@ -528,6 +529,13 @@ BAD: dict[str, tuple[type[nn.Module], tuple[Any, ...], dict[str, Any], type[Exce
         {},
         ValueError,
         "Expected more than 1 value per channel when training, got input size torch.Size([1, 3, 1, 1])",
+    ),
+    "one value, no statistics": (
+        functools.partial(evenorm.BatchNorm1d, track_running_stats=False),
+        (noise(1, 3),),
+        {},
+        ValueError,
+        "Expected more than 1 value per channel when training, got input size torch.Size([1, 3]); there are no",
     ),
     "residual": (
         evenorm.BatchNorm1d,

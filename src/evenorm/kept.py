@@ -90,7 +90,7 @@ class Kept(_NormBase):
         """Load as torch does; a checkpoint without a window fills ours with its running statistics.
 
         The count of non-finite batches, which no checkpoint holds, starts again, where the statistics now are: it
-        may have been on "meta", or be memory that `to_empty` gave.
+        may have been on "meta", of inference mode, or memory that `to_empty` gave.
         """
         if isinstance(self._average, Window):
             for name in ("mean", "var"):
@@ -105,7 +105,7 @@ class Kept(_NormBase):
         self._widen_statistics(dict(self._buffers))
         mean, counter = self._buffers.get("running_mean"), self._buffers.get("nonfinite_batches")
         if mean is not None and counter is not None and f"{prefix}running_mean" in state_dict:
-            if counter.device == mean.device:
+            if counter.device == mean.device and counter.is_inference() == mean.is_inference():
                 counter.zero_()
             else:
                 self._make_counter(mean.device)

@@ -28,6 +28,7 @@ from evenorm.renorm import Anchor, Renorm, keep, recall, remember
 from evenorm.workers import Group
 
 _FOR_SINGLE = "on_single='population' normalises such a batch by the running statistics"
+_WITHOUT = "there are no running statistics to normalise such a batch by"
 _CONVERT_SYNC = inspect.unwrap(nn.SyncBatchNorm.convert_sync_batchnorm).__code__
 
 
@@ -139,11 +140,12 @@ class Layer(Kept):
             return self._as_a_leaf(input, residual, mask)
         self._check_input_dim(input)
         mean, var, weight, bias = self._tensors()
+        cure = _WITHOUT if mean is None else _FOR_SINGLE
         check(input, mean, var, weight, bias, residual, mask)
         if self._is_ordinary():
             among = None if self.process_group is None else workers.among(self.process_group, input)
             if among is None:
-                check_count(input, mask=mask, cure=_FOR_SINGLE)
+                check_count(input, mask=mask, cure=cure)
             update = self._update(mean, var)
             y = functional.train_step(input, weight, bias, residual, mask, self.eps, self.activation, update, among)
             if y is not None:
@@ -161,7 +163,7 @@ class Layer(Kept):
             assert var is not None  # `check` saw both
             return functional.infer(input, mean, var, weight, bias, residual, mask, self.eps, self.activation)
         if among is None:
-            check_count(input, self.training, mask, lonely, cure=_FOR_SINGLE)
+            check_count(input, self.training, mask, lonely, cure=cure)
         size, again = self.virtual_batch_size, updates.recomputing()
         splits = None if size is None else virtual_batches(input.shape[0], size)
         anchor = self._anchor(mean, var, mask) if self.renorm or lonely else None
@@ -227,17 +229,16 @@ class Layer(Kept):
             return cpu.NO_UPDATE
         usual = self.momentum if self._average is None else None  # needs no object
         momentum, debias = updates.weight(self.average) if usual is None else (usual, False)
-        get, skips = self._buffers.get, self.on_nonfinite != "propagate"
-        return mean, var, get("num_batches_tracked"), momentum, debias, skips, get("nonfinite_batches")
+        batches, skips = self._buffers.get("num_batches_tracked"), self.on_nonfinite != "propagate"
+        return mean, var, batches, momentum, debias, skips, self._counter_beside(mean)
 
     def _commit_(self, mean: Tensor, var: Tensor, batch: Moments) -> None:
         """Let the batch enter the running statistics, now or at the end of a `one_update`."""
-        get = self._buffers.get
-        bad = get("nonfinite_batches")
-        if self.on_nonfinite == "raise" and bad is not None:
+        get, bad = self._buffers.get, self._counter_beside(mean)
+        if self.on_nonfinite == "raise":
             pooled = batch.pooled()
             name = self.name or f"{type(self).__name__}({self.num_features})"  # repr is nothing that compiles
-            updates.check_finite_(bad, pooled.mean, pooled.m2, name)
+            updates.check_finite_(mean if bad is None else bad, pooled.mean, pooled.m2, name)
         if self.gathers:
             batch = batch.pooled()
             self.step = batch if self.step is None else self.step + batch
@@ -245,6 +246,11 @@ class Layer(Kept):
         counter = get("num_batches_tracked")
         running = updates.Running(mean, var, counter, get("window_mean"), get("window_var"), bad)
         updates.commit_(running, batch, self.average, skip_nonfinite=self.on_nonfinite != "propagate")
+
+    def _counter_beside(self, mean: Tensor) -> Tensor | None:
+        """Return the count of non-finite batches; None where it is on "meta", and statistics were handed in."""
+        counter = self._buffers.get("nonfinite_batches")
+        return None if counter is None or (counter.is_meta and not mean.is_meta) else counter
 
     def finish_step_(self) -> None:
         """Commit what `one_update` gathered, as one batch."""
