@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.func import functional_call, grad, jacrev, jvp, vmap
+from torch.func import functional_call, functionalize, grad, jacrev, jvp, stack_module_state, vmap
 from torch.nn.parallel import DistributedDataParallel
 
 import evenorm
@@ -149,6 +149,21 @@ def test_functional_gradients_are_autograds(training: bool, options: dict[str, A
     torch.testing.assert_close((found[1], *found[0].values()), expected)
     torch.testing.assert_close(slope, (expected[0] * tangent).sum())
     torch.testing.assert_close(per_sample, torch.stack([expected[0], doubled]))
+
+
+def test_raise_looks_at_values_where_a_transform_shows_them() -> None:
+    layers = [layer_of({"on_nonfinite": "raise"}) for _ in range(2)]
+    layer, x = layers[0], torch.randn(6, 3)
+    gradient = grad(lambda x: layer(x).sin().sum())
+    torch.testing.assert_close(gradient(x), grad(lambda x: layer_of({})(x).sin().sum())(x))
+    assert layer.num_batches_tracked == 1
+    with pytest.raises(ValueError, match=r"^BatchNorm\(3\): the batch holds NaN or inf in channel 0, 1, 2;"):
+        gradient(x * torch.nan)
+    state = stack_module_state(layers)
+    with pytest.raises(ValueError, match=r"^BatchNorm\(3\): on_nonfinite='raise' looks at values, which vmap and"):
+        vmap(lambda p, b: functional_call(layer, (p, b), (x,)))(*state)
+    with pytest.raises(ValueError, match=r"^BatchNorm\(3\): on_nonfinite='raise' looks at values, which vmap and"):
+        functionalize(lambda b, x: functional_call(layer, b, (x,)))(dict(layer.named_buffers()), x)
 
 
 def test_a_functional_step_updates_the_buffers_that_it_is_given() -> None:

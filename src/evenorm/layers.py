@@ -236,9 +236,8 @@ class Layer(Kept):
         """Let the batch enter the running statistics, now or at the end of a `one_update`."""
         get, bad = self._buffers.get, self._counter_beside(mean)
         if self.on_nonfinite == "raise":
-            pooled = batch.pooled()
             name = self.name or f"{type(self).__name__}({self.num_features})"  # repr is nothing that compiles
-            updates.check_finite_(mean if bad is None else bad, pooled.mean, pooled.m2, name)
+            updates.require_finite(mean if bad is None else bad, batch.pooled(), name)
         if self.gathers:
             batch = batch.pooled()
             self.step = batch if self.step is None else self.step + batch

@@ -198,6 +198,16 @@ def check_finite_(nonfinite: Tensor, mean: Tensor, m2: Tensor, layer: str) -> No
         )
 
 
+def require_finite(buffer: Tensor, batch: Moments, layer: str) -> None:
+    """Raise as `check_finite_` does, which says that it changes a buffer; for all transforms that show values."""
+    if any(_is(wrapped, part) for wrapped in (_vmapped, _functionalized) for part in (buffer, batch.mean)):
+        raise ValueError(
+            f"{layer}: on_nonfinite='raise' looks at values, which vmap and functionalize do not show; set it to "
+            "'skip', or hold the update back with evenorm.no_update(model)"
+        )
+    check_finite_(buffer, batch.mean.detach(), batch.m2.detach(), layer)
+
+
 def _rewritten() -> bool:
     """Tell whether vmap or functionalize puts other operations in place of ours, for which an engine has none."""
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
