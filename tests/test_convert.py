@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import evenorm
 from evenorm.layers import Layer
 from evenorm.models import convert as convert_module
-from evenorm.models.fuse import Applied
+from evenorm.models.fuse import APPLIED
 from networks_of_people import NETWORKS, shake_, trained
 
 
@@ -139,8 +139,34 @@ def test_activations_keep_their_parameters():
     evenorm.convert(model)
     assert model[0].activation.negative_slope == 0.3
     assert model[2].activation == "gelu_tanh"
-    assert [type(model[1]), type(model[3])] == [Applied, Applied]
+    assert [type(model[1]), type(model[3])] == [APPLIED[nn.LeakyReLU], APPLIED[nn.GELU]]
     torch.testing.assert_close(model(x), expected)
+
+
+class Collecting(nn.Module):
+    """Collects what comes out behind each module of a class."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.layers, self.kind = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 3)), kind
+
+    def forward(self, x):
+        found = []
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, self.kind):
+                found.append(x)
+        return found
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.Identity, nn.Module])
+def test_an_applied_activation_is_still_one_of_its_class(kind):
+    model, x = Collecting(kind), torch.randn(8, 3)
+    expected = outputs(model, x)
+    assert bool(fused(model)) == (kind is not nn.Module)
+    twin = pickle.loads(pickle.dumps(evenorm.convert(model)))
+    torch.testing.assert_close(outputs(model, x), expected)
+    torch.testing.assert_close(outputs(twin, x), expected)
 
 
 # Graph modules

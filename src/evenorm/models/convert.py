@@ -119,7 +119,7 @@ def revert(model: nn.Module) -> nn.Module:
     >>> import torch, evenorm
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.SiLU())
     >>> [type(layer).__name__ for layer in evenorm.convert(model)], isinstance(model[1], evenorm.BatchNorm1d)
-    (['Linear', 'BatchNorm1d', 'Applied'], True)
+    (['Linear', 'BatchNorm1d', 'AppliedSiLU'], True)
     >>> [type(layer).__name__ for layer in evenorm.revert(model)], isinstance(model[1], evenorm.BatchNorm1d)
     (['Linear', 'BatchNorm1d', 'SiLU'], False)
     """
@@ -145,7 +145,7 @@ def unfuse_(model: nn.Module) -> None:
         record = taken(layer)
         if record is None or record.origin is None:
             continue
-        if isinstance(record.origin, nn.Module):
+        if isinstance(record.origin, Applied):
             give_back_(layer, record.origin)
         else:
             before.update(dict.fromkeys(owners.get(layer, []), record.origin))

@@ -11,10 +11,10 @@ import copy
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evenorm.activations import IDENTITY, NAMES, resolve
+from evenorm.activations import IDENTITY, NAMES, TABLE, resolve
 from evenorm.layers import Layer
 from evenorm.models.flows import Flows, Site
 from evenorm.models.spellings import ADDITIONS, activation_at, word
@@ -38,14 +38,31 @@ class Taken:
         return Taken(self.words, copy.deepcopy(self.origin, memo))
 
 
-class Applied(nn.Identity):
+class Applied(nn.Module):
     """An activation module whose work the batch norm before it does; passes its input on."""
 
     was: type[nn.Module]
 
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input."""
+        return input
+
     def extra_repr(self) -> str:
         """Return the name of the activation."""
         return self.was.__name__
+
+    def _get_name(self) -> str:
+        return Applied.__name__
+
+
+# Each is still of the class it was, too: networks collect what comes out behind an ``isinstance(layer, nn.ReLU)``.
+APPLIED = {
+    row.module: type(
+        f"Applied{row.module.__name__}", (Applied, row.module), {"was": row.module, "__module__": __name__}
+    )
+    for row in TABLE[1:]
+}
+globals().update({kind.__name__: kind for kind in APPLIED.values()})  # where pickles look for them
 
 
 def find_activation(layer: _BatchNorm, flows: Flows) -> nn.Module:
@@ -114,13 +131,12 @@ def forget_(layer: Layer) -> None:
 def take_in_(layer: Layer, activation: nn.Module, name: str) -> None:
     """Let a layer apply the activation, whose module passes its input on from now, in place."""
     keep_(layer, Taken((name,), activation), activation)
-    vars(activation)["was"] = type(activation)
-    activation.__class__ = Applied
+    activation.__class__ = APPLIED[type(activation)]
 
 
-def give_back_(layer: Layer, activation: nn.Module) -> None:
+def give_back_(layer: Layer, activation: Applied) -> None:
     """Undo `take_in_`, in place."""
-    activation.__class__ = vars(activation).pop("was")
+    activation.__class__ = activation.was  # type: ignore[assignment]  # mypy knows no object that changes its class
     forget_(layer)
 
 
