@@ -6,6 +6,7 @@ import copy
 import pickle
 import random
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -470,9 +471,10 @@ def test_a_handle_still_removes_its_hook_after_an_interruption(monkeypatch):
 class Careless(nn.Module):
     """Its forward writes attributes and buffers and draws random numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, random_factor) -> None:
         super().__init__()
         self.bn, self.act, self.calls, self.seen = nn.BatchNorm1d(3), nn.ReLU(), 0, []
+        self.random_factor = random_factor
         self.register_buffer("steps", torch.zeros(()))
 
     def forward(self, x):
@@ -480,15 +482,33 @@ class Careless(nn.Module):
         self.steps += 1
         self.last = self.act(self.bn(x))
         self.seen.append(self.last)
-        return self.last * random.random() * torch.rand(())
+        return self.last * self.random_factor()
 
 
-def test_looking_at_a_network_leaves_no_trace():
-    model = Careless()
+def one() -> float:
+    return 1.0
+
+
+def from_numpy() -> float:
+    return float(numpy.random.rand())
+
+
+def from_torch() -> Tensor:
+    return torch.rand(())
+
+
+@pytest.mark.parametrize("drawn", [one, random.random, from_numpy, from_torch])
+def test_looking_at_a_network_leaves_no_trace(drawn):
+    model = Careless(drawn)
     before, state = snapshot(model), (random.getstate(), torch.get_rng_state().tolist())
-    assert fused(model) == {"bn": ("act",)}
+    numbers = numpy.random.get_state()[1].tolist()
+    if drawn is one:
+        assert fused(model) == {"bn": ("act",)}
+    else:
+        assert "it draws random numbers" in reasons(model)["bn"]
     assert same(before, snapshot(model))
     assert state == (random.getstate(), torch.get_rng_state().tolist())
+    assert numbers == numpy.random.get_state()[1].tolist()
     assert (model.calls, model.seen, model.steps.item()) == (0, [], 0)
 
 

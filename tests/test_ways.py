@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -267,3 +268,336 @@ def test_following_leaves_the_functions_of_python_as_they_are():
     evenorm.conversion(Pair())
     evenorm.conversion(Keywords())
     assert (builtins.isinstance, builtins.hasattr) == before
+
+
+# What a trace does not see
+
+
+class Listed(Block):
+    def forward(self, x):
+        if type(x) is list:
+            return self.bn(self.conv(x[0]))
+        return self.act(self.bn(self.conv(x)))
+
+
+class Class(Block):
+    def forward(self, x):
+        h = self.bn(self.conv(x))
+        return h if x.__class__ == nn.Parameter else self.act(h)
+
+
+class Told(Block):
+    def forward(self, x, preact):
+        h = self.bn(self.conv(x))
+        return h if preact is True else self.act(h)
+
+
+class Worded(Block):
+    def forward(self, x, taps=False):
+        h = self.bn(self.conv(x))
+        return h if taps == "pre" else self.act(h)
+
+
+class Catching(Block):
+    def forward(self, x):
+        try:
+            len(x)
+        except RuntimeError:
+            return self.act(self.bn(self.conv(x)))
+        return self.bn(self.conv(x))
+
+
+class Matching(Block):
+    def forward(self, x):
+        match x:
+            case [a, _]:
+                return self.bn(self.conv(a))
+        return self.act(self.bn(self.conv(x)))
+
+
+class Default(Block):
+    def forward(self, x):
+        h = self.bn(self.conv(x))
+        return h if getattr(x, "mask", None) is None else self.act(h)
+
+
+class Direct(Block):
+    def forward(self, x):
+        return self.act.forward(self.act(self.bn(self.conv(x))) - 1)
+
+
+class Table(Block):
+    def forward(self, x, mode):
+        h = self.bn(self.conv(x))
+        return {"pre": nn.Identity()}.get(mode, self.act)(h)
+
+
+class InSet(Block):
+    def forward(self, x, mode):
+        h = self.bn(self.conv(x))
+        return h if mode in {"pre"} else self.act(h)
+
+
+class Scripted(Block):
+    def forward(self, x):
+        if torch.jit.isinstance(x, list[Tensor]):
+            return self.bn(self.conv(x[0]))
+        return self.act(self.bn(self.conv(x)))
+
+
+def halved(x):
+    """Stand for another library's function, which looks at what it is given."""
+    if type(x) is not Tensor:
+        raise TypeError("no tensor")
+    return x / 2
+
+
+class Helping(Block):
+    def forward(self, x, half=False):
+        h = self.bn(self.conv(x))
+        return halved(h) if half else self.act(h)
+
+
+class HelpingItself(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.helper = halved
+
+    def forward(self, x, half=False):
+        h = self.bn(self.conv(x))
+        return self.helper(h) if half else self.act(h)
+
+
+class Several(Block):
+    def forward(self, *inputs):
+        h = self.bn(self.conv(inputs[0]))
+        return h if len(inputs) > 1 else self.act(h)
+
+
+class Keeping(Block):
+    def forward(self, x):
+        self.pre = self.bn(self.conv(x))
+        return self.act(self.pre)
+
+
+def kept(model: Keeping, x: Tensor) -> Tensor:
+    model(x)
+    return model.pre
+
+
+class Gradient(Block):
+    def forward(self, x):
+        h = self.bn(self.conv(x))
+        with torch.no_grad():
+            gate = self.act(h)
+        return gate * self.conv(x)
+
+
+# Forwards that cannot be followed, and call what is inside a block that they hold
+
+
+class Preactivated(Block):
+    def pre(self, x):
+        return self.bn(self.conv(x))
+
+
+class Beside(nn.Module):
+    """Goes through blocks as often as there are samples, and then somewhere else by a function that is given."""
+
+    def __init__(self, beside: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.blocks, self.beside = nn.ModuleList(Preactivated() for _ in range(2)), beside
+
+
+class ByMethod(Beside):
+    def forward(self, x):
+        for _ in range(len(x)):
+            x = x + 0
+        for block in self.blocks:
+            x = block(x) + block.pre(x)
+        return x
+
+
+class ByName(Beside):
+    def forward(self, x):
+        for _ in range(len(x)):
+            x = x + 0
+        for block in self.blocks:
+            x = block(x) + getattr(block, "bn")(x)  # noqa: B009  # it is what is tested
+        return x
+
+
+class ByHelper(Beside):
+    def forward(self, x):
+        for _ in range(len(x)):
+            x = x + 0
+        for block in self.blocks:
+            x = block(x) + self.beside(block, x)
+        return x
+
+
+class ByEntry(Beside):
+    def forward(self, x):
+        for _ in range(len(x)):
+            x = self.blocks[0](x)
+        return self.blocks[1](x) + self.blocks[1].pre(x)
+
+
+class ByList(Beside):
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.parts = [(block.conv, block.bn) for block in self.blocks]
+
+    def forward(self, x):
+        for _ in range(len(x)):
+            x = x + 0
+        for block in self.blocks:
+            x = block(x)
+        for conv, bn in self.parts:
+            x = bn(conv(x))
+        return x
+
+
+class Sharing(nn.Module):
+    """Holds a block without being its parent."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.held = nn.Conv2d(3, 3, 1), {"block": block}
+
+    def forward(self, x):
+        return self.held["block"].bn(self.conv(x))
+
+
+class Siblings(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+        self.sharing = Sharing(self.block)
+
+    def forward(self, x):
+        return self.block(x) + self.sharing(x)
+
+
+UNSEEN = {
+    "type": (Listed, lambda m: m([X]), "it compares objects by `is`"),
+    "class": (Class, lambda m: m(nn.Parameter(X)), "it reads __class__"),
+    "required flag": (Told, lambda m: m(X, True), "it compares objects by `is`"),
+    "flag that is a word": (Worded, lambda m: m(X, "pre"), "its output leaves Worded.forward"),
+    "caught": (Catching, lambda m: m(X), "it catches errors"),
+    "match": (Matching, lambda m: m([X, X]), "it matches patterns"),
+    "getattr": (Default, lambda m: m(X), "it calls getattr()"),
+    "direct": (Direct, lambda m: m(X), "it calls a module's forward by itself"),
+    "table": (Table, lambda m: m(X, "pre"), "it looks an unknown value up"),
+    "set": (InSet, lambda m: m(X, "pre"), "it looks an unknown value up"),
+    "torch.jit": (Scripted, lambda m: m([X]), "it calls torch.jit.isinstance()"),
+    "helper": (Helping, lambda m: m(X, True), "it compares objects by `is`"),
+    "helper that is held": (HelpingItself, lambda m: m(X, True), "it compares objects by `is`"),
+    "any number": (Several, lambda m: m(X, X), "'len' is not supported"),
+    "kept": (Keeping, lambda m: kept(m, X), "its output is kept by Keeping.forward"),
+    "method of an entry": (lambda: ByMethod(None), lambda m: m(X), "may reach it"),
+    "name": (lambda: ByName(None), lambda m: m(X), "may reach it"),
+    "helper of an entry": (lambda: ByHelper(Preactivated.pre), lambda m: m(X), "may reach it"),
+    "entry": (lambda: ByEntry(None), lambda m: m(X), "may reach it"),
+    "list": (ByList, lambda m: m(X), "ByList holds blocks.0.bn in 'parts' and may call it"),
+    "sibling": (Siblings, lambda m: m(X), "Sharing holds block in 'held' and may call it"),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", UNSEEN)
+def test_what_a_trace_does_not_see_is_left_alone(case):
+    make, call, reason = UNSEEN[case]
+    model = shaken(make)
+    before = call(copy.deepcopy(model))
+    first = evenorm.conversion(model).layers[0]
+    torch.testing.assert_close(call(evenorm.convert(copy.deepcopy(model))), before)
+    assert (first.fused, reason in first.reason) == ((), True), first.reason
+
+
+def test_gradients_pass_as_before():
+    model = shaken(Gradient)
+    twin = evenorm.convert(copy.deepcopy(model))
+    for one in (model, twin):
+        one(X).sum().backward()
+    torch.testing.assert_close(twin.conv.weight.grad, model.conv.weight.grad)
+    assert "gradients do not pass" in evenorm.conversion(model).layers[0].reason
+
+
+class Unpacking(Block):
+    def forward(self, x, *more, scale=1.0):
+        n, c, height, width = x.shape
+        first, second = x.chunk(2, dim=3)
+        h = self.bn(self.conv(torch.cat([first, second], 3)))
+        found = [h.shape]
+        h = self.act(h)
+        return h.reshape(n, c, height, width) * scale + found[0][1]
+
+
+@torch.no_grad()
+def test_a_forward_that_unpacks_is_followed():
+    model = shaken(Unpacking)
+    before = model(X, scale=2.0)
+    assert evenorm.conversion(model).layers[0].reason == "its output is read in 2 places in Unpacking.forward"
+    torch.testing.assert_close(evenorm.convert(model)(X, scale=2.0), before)
+
+
+def test_threads_convert_and_compute_side_by_side():
+    import builtins
+
+    functions = builtins.isinstance, builtins.hasattr, nn.Module.__call__, nn.Module.__getattr__
+    serving, x, errors = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval(), torch.randn(4, 3), []
+    expected = serving(x)
+    done, network = threading.Event(), nn.ModuleList([Block(), Block()])
+
+    def convert():
+        try:
+            for _ in range(3):
+                assert all(layer.fused for layer in evenorm.conversion(network).layers)
+        except Exception as error:
+            errors.append(error)
+
+    def serve():
+        try:
+            while not done.is_set():
+                torch.testing.assert_close(serving(x), expected)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=convert) for _ in range(3)]
+    server = threading.Thread(target=serve)
+    for thread in (server, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done.set()
+    server.join()
+    assert errors == []
+    assert functions == (builtins.isinstance, builtins.hasattr, nn.Module.__call__, nn.Module.__getattr__)
+
+
+class Interrupting(Block):
+    def forward(self, x):
+        self.conv(x)
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_leaves_the_functions_of_python_and_torch_as_they_are():
+    import builtins
+
+    functions = builtins.isinstance, builtins.hasattr, nn.Module.__call__, nn.Module.__getattr__
+    with pytest.raises(KeyboardInterrupt):
+        evenorm.convert(Interrupting())
+    assert functions == (builtins.isinstance, builtins.hasattr, nn.Module.__call__, nn.Module.__getattr__)
+    assert torch.is_grad_enabled()
+
+
+class Switching(Block):
+    def forward(self, x):
+        torch.set_grad_enabled(False)
+        return self.act(self.bn(self.conv(x)))
+
+
+def test_gradients_that_a_forward_switches_off_are_on_again():
+    evenorm.convert(Switching())
+    assert torch.is_grad_enabled()

@@ -145,11 +145,11 @@ def unfuse_(model: nn.Module) -> None:
         record = taken(layer)
         if record is None or record.origin is None:
             continue
-        if isinstance(record.origin, Applied):
-            give_back_(layer, record.origin)
-        else:
+        if isinstance(record.origin, fx.Graph):
             before.update(dict.fromkeys(owners.get(layer, []), record.origin))
             forget_(layer)
+        else:
+            give_back_(layer, record.origin)
     for module, graph in before.items():
         graphs.restore_(module, graph)
 

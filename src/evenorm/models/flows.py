@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evenorm.models.reach import may_reach
+from evenorm.models.intact import remember_random
+from evenorm.models.reach import held_beside, may_reach
+from evenorm.models.sources import Reader
 from evenorm.models.walk import LeftAloneError, hooked, names, twin
-from evenorm.models.ways import Tracer, ways
+from evenorm.models.ways import GRADIENT, KEPT, Tracer, following, ways
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Site:
 
     def reader(self) -> fx.Node:
         """Return the one node that reads the output."""
+        self.check_let_go(self.node, "its output")
         users = list(self.node.users)
         if len(users) != 1:
             times = f"in {len(users)} places" if users else "nowhere"
@@ -55,6 +58,15 @@ class Site:
         if users[0].op == "output":
             raise LeftAloneError(f"its output leaves {self.flow.forward}")
         return users[0]
+
+    def check_let_go(self, node: fx.Node, what: str) -> None:
+        """Raise LeftAloneError if the forward leaves a value where others may find it."""
+        if KEPT in node.meta:
+            raise LeftAloneError(f"{what} is kept by {self.flow.forward}")
+
+    def same_gradient(self, node: fx.Node) -> bool:
+        """Tell whether gradients pass through another call of the forward as they do through this one."""
+        return self.node.meta.get(GRADIENT) == node.meta.get(GRADIENT)
 
     def only_input(self) -> fx.Node:
         """Return the node that the call reads, which must be its one argument."""
@@ -70,7 +82,8 @@ class Flows:
     def __init__(self, model: nn.Module, modes: Sequence[bool | None] = (True, False)) -> None:
         """Follow every forward that has batch norm below it; a mode of None leaves each module in its own."""
         self.names = names(model)
-        self.flows = list(_flows(model, modes, self.names))
+        self.flows = _all_flows(model, modes, self.names)
+        self.held = self._held_beside(model)
         self.calls: dict[nn.Module, list[list[Site]]] = {}  # of a module, for each graph that calls it
         self.read: set[str] = set()  # the parameters and buffers that a forward reads by itself, by dotted name
         for flow in self.flows:
@@ -96,6 +109,9 @@ class Flows:
             raise LeftAloneError(f"{flow.forward} does not call it in every mode and with all arguments")
         if any(name.startswith(f"{places[0]}.") for name in self.read):
             raise LeftAloneError("a forward reads its parameters or buffers directly")
+        for held, by in self.held.items():
+            if f"{places[0]}.".startswith(held):
+                raise LeftAloneError(by)
         for around in self._around(places[0]):
             if may_reach(around.module, places[0].removeprefix(f"{around.name}.")):
                 raise LeftAloneError(f"{around.forward} cannot be followed ({around.trouble}) and may reach it")
@@ -111,6 +127,19 @@ class Flows:
                 self.read.add(f"{flow.name}.{node.target}".lstrip("."))
         for module, sites in here.items():
             self.calls.setdefault(module, []).append(sites)
+
+    def _held_beside(self, model: nn.Module) -> dict[str, str]:
+        """Return the beginnings of names of modules that others may call unseen, and what is to be said of it."""
+        followed = {flow.module for flow in self.flows if flow.graphs}
+        found: dict[str, str] = {}
+        for holder in model.modules():
+            if holder in followed or type(holder).__module__.startswith(("torch.nn.", "evenorm.")):
+                continue
+            for held, attribute in held_beside(holder).items():
+                for name in self.names.get(held, []):
+                    by = f"{type(holder).__name__} holds {name or 'the model'} in {attribute!r} and may call it"
+                    found[f"{name}." if name else ""] = by
+        return found
 
     def _around(self, name: str) -> list[Flow]:
         """Return the forwards around a module that cannot be followed."""
@@ -131,15 +160,30 @@ def plain_sequential(module: nn.Module) -> bool:
     return ordinary and "forward" not in vars(module) and not hooked(module)
 
 
-def _flows(model: nn.Module, modes: Sequence[bool | None], places: dict[nn.Module, list[str]]) -> Iterator[Flow]:
-    """Yield the flows, outer forwards before inner ones."""
+def _all_flows(model: nn.Module, modes: Sequence[bool | None], places: dict[nn.Module, list[str]]) -> list[Flow]:
+    """Return the flows, outer forwards before inner ones; random numbers that they draw are given back."""
+    restore_random = remember_random()
     try:
         clone = twin(model, hooks=False)
     except Exception:  # then only plain Sequentials can be followed: on the network itself, as they do nothing else
         clone, modes = model, (None,)
+    try:
+        return following(lambda tracer: _flows(tracer, model, clone, modes, places))
+    finally:
+        restore_random()
+
+
+def _flows(
+    tracer: Tracer,
+    model: nn.Module,
+    clone: nn.Module,
+    modes: Sequence[bool | None],
+    places: dict[nn.Module, list[str]],
+) -> Iterator[Flow]:
     originals = {module: model.get_submodule(name) for name, module in clone.named_modules()}
     entered: set[nn.Module] = set()  # Sequentials that a forward calls, and is followed through
     called: set[nn.Module] = set()
+    follower = _Follower(tracer, Reader(), modes, originals)
     for name, module in clone.named_modules():
         original = originals[module]
         if not _has_own_forward(original):
@@ -151,7 +195,7 @@ def _flows(model: nn.Module, modes: Sequence[bool | None], places: dict[nn.Modul
         elif plain_sequential(original) and (original in entered or _taken_apart(original, called, places)):
             continue
         else:
-            flow, sequentials = _follow(module, name, modes, originals)
+            flow, sequentials = follower.follow(module, name)
             if flow.graphs:
                 entered.update(sequentials)
                 called.update(filter(None, (flow.called(node) for graph in flow.graphs for node in graph.nodes)))
@@ -171,32 +215,41 @@ def _has_own_forward(module: nn.Module) -> bool:
     return inside and type(module).forward is not nn.Module.forward
 
 
-def _follow(
-    module: nn.Module, name: str, modes: Sequence[bool | None], originals: dict[nn.Module, nn.Module]
-) -> tuple[Flow, list[nn.Module]]:
-    """Follow one forward in every mode and every way; return the plain Sequentials that it goes through as well.
+@dataclass(frozen=True)
+class _Follower:
+    """Follows the forwards of a network, in the modules of a copy."""
 
-    One way that cannot be followed leaves nothing that always holds, so then there is no graph.
-    """
-    original = originals[module]
-    entered: list[nn.Module] = []
+    tracer: Tracer
+    reader: Reader
+    modes: Sequence[bool | None]
+    originals: dict[nn.Module, nn.Module]
 
-    def is_leaf(child: nn.Module) -> bool:
-        if plain_sequential(originals[child]):
-            entered.append(originals[child])
-            return False
-        return True
+    def follow(self, module: nn.Module, name: str) -> tuple[Flow, list[nn.Module]]:
+        """Follow one forward in every mode and way; return the plain Sequentials that it goes through as well.
 
-    if "forward" in vars(module):
-        return Flow(original, name, (), "it was replaced on the instance"), []
-    graphs: dict[str, fx.Graph] = {}
-    for mode in modes:
-        if mode is not None:
-            for part in module.modules():
-                part.training = mode
-        try:
-            graphs.update((str(graph), graph) for graph in ways(Tracer(is_leaf), module))
-        except Exception as error:
-            trouble = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        One way that cannot be followed leaves nothing that always holds, so then there is no graph.
+        """
+        original = self.originals[module]
+        entered: list[nn.Module] = []
+
+        def is_leaf(child: nn.Module) -> bool:
+            if plain_sequential(self.originals[child]):
+                entered.append(self.originals[child])
+                return False
+            return True
+
+        replaced = "it was replaced on the instance" if "forward" in vars(module) else ""
+        trouble = replaced or self.reader.unseen(module)
+        if trouble:
             return Flow(original, name, (), trouble), []
-    return Flow(original, name, tuple(graphs.values())), entered
+        graphs: dict[str, fx.Graph] = {}
+        for mode in self.modes:
+            if mode is not None:
+                for part in module.modules():
+                    part.training = mode
+            try:
+                graphs.update((str(graph), graph) for graph in ways(self.tracer, module, is_leaf))
+            except Exception as error:
+                trouble = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+                return Flow(original, name, (), trouble), []
+        return Flow(original, name, tuple(graphs.values())), entered

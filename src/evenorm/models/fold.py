@@ -288,12 +288,13 @@ def _own_tensors(module: nn.Module) -> list[Tensor]:
 
 def _passes(module: nn.Module | None) -> bool:
     """Tell whether a module gives on what it gets: dropout does, at inference."""
-    if module is None or type(module) not in PASSING or hooked(module):
+    if module is None or type(module) not in PASSING or hooked(module) or "forward" in vars(module):
         return False
     return isinstance(module, nn.Identity) or not module.training
 
 
 def _check_single(site: Site, node: fx.Node) -> None:
+    site.check_let_go(node, f"what it reads, {word(node)},")
     if len(node.users) != 1:
         raise LeftAloneError(f"what it reads, {word(node)}, is read in {len(node.users)} places")
 

@@ -78,6 +78,10 @@ def find_activation(layer: _BatchNorm, flows: Flows) -> nn.Module:
         follower = site.flow.called(site.reader())
         if follower is None:
             _refuse_call(site)
+        if not site.same_gradient(site.reader()):
+            raise LeftAloneError(
+                f"gradients do not pass through it as they pass through what follows it in {site.flow.forward}"
+            )
         followers.append(follower)
     activation = followers[0]
     if any(follower is not activation for follower in followers):
@@ -134,8 +138,9 @@ def take_in_(layer: Layer, activation: nn.Module, name: str) -> None:
     activation.__class__ = APPLIED[type(activation)]
 
 
-def give_back_(layer: Layer, activation: Applied) -> None:
+def give_back_(layer: Layer, activation: nn.Module) -> None:
     """Undo `take_in_`, in place."""
+    assert isinstance(activation, Applied)
     activation.__class__ = activation.was  # type: ignore[assignment]  # mypy knows no object that changes its class
     forget_(layer)
 

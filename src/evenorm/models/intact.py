@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -36,28 +37,46 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def remember_random() -> Callable[[], None]:
-    """Return a function that puts the global generators of torch, Python and NumPy back to where they are now."""
-    restores: list[Callable[[], None]] = []
+def remember_random() -> Callable[[], bool]:
+    """Return a function that puts the global generators of torch, Python and NumPy back to where they are now.
 
-    def remember(state: object, put_back: Callable[..., object]) -> None:
-        restores.append(lambda: (put_back(state), None)[1])
+    It tells whether anybody had drawn from them.
+    """
+    restores: list[Callable[[], bool]] = []
 
-    remember(torch.get_rng_state(), torch.set_rng_state)
-    remember(random.getstate(), random.setstate)
+    def remember(
+        get: Callable[[], Any], put_back: Callable[[Any], object], same: Callable[[Any, Any], bool]
+    ) -> None:
+        state = get()
+
+        def restore() -> bool:
+            drawn = not same(get(), state)
+            if drawn:
+                put_back(state)
+            return drawn
+
+        restores.append(restore)
+
+    remember(torch.get_rng_state, torch.set_rng_state, torch.equal)
+    remember(random.getstate, random.setstate, operator.eq)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        remember(torch.cuda.get_rng_state_all(), torch.cuda.set_rng_state_all)
+        remember(
+            torch.cuda.get_rng_state_all,
+            torch.cuda.set_rng_state_all,
+            lambda now, before: all(map(torch.equal, now, before)),
+        )
     if torch.backends.mps.is_available():
-        remember(torch.mps.get_rng_state(), torch.mps.set_rng_state)
+        remember(torch.mps.get_rng_state, torch.mps.set_rng_state, torch.equal)
     numpy = sys.modules.get("numpy")
     if numpy is not None:
-        remember(numpy.random.get_state(), numpy.random.set_state)
-
-    def restore() -> None:
-        for put_back in restores:
-            put_back()
-
-    return restore
+        remember(
+            numpy.random.get_state,
+            numpy.random.set_state,
+            lambda now, before: all(map(numpy.array_equal, now, before)),
+        )
+    return lambda: (
+        sum([restore() for restore in restores]) > 0
+    )  # all of them, not as far as the first that was drawn from
 
 
 def _holds(buffer: Tensor) -> bool:
