@@ -458,6 +458,37 @@ class ByList(Beside):
         return x
 
 
+class Repeated(Preactivated):
+    def forward(self, x):
+        for _ in range(len(x)):
+            x = self.bn(self.conv(x))
+        return x
+
+
+class Past(nn.Module):
+    """Calls what is in its block by a method, which is seen, beside the block's own forward, which is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.act = Repeated(), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.block.pre(self.block(x)))
+
+
+class Unregistered(Block):
+    """Goes through a list that holds its layers as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [self.conv, self.bn, self.act]
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 class Sharing(nn.Module):
     """Holds a block without being its parent."""
 
@@ -500,6 +531,7 @@ UNSEEN = {
     "helper of an entry": (lambda: ByHelper(Preactivated.pre), lambda m: m(X), "may reach it"),
     "entry": (lambda: ByEntry(None), lambda m: m(X), "may reach it"),
     "list": (ByList, lambda m: m(X), "ByList holds blocks.0.bn in 'parts' and may call it"),
+    "past a forward": (Past, lambda m: m(X), "Repeated.forward cannot be followed"),
     "sibling": (Siblings, lambda m: m(X), "Sharing holds block in 'held' and may call it"),
 }
 
@@ -513,6 +545,31 @@ def test_what_a_trace_does_not_see_is_left_alone(case):
     first = evenorm.conversion(model).layers[0]
     torch.testing.assert_close(call(evenorm.convert(copy.deepcopy(model))), before)
     assert (first.fused, reason in first.reason) == ((), True), first.reason
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (Past, "Repeated.forward cannot be followed"),
+        (Unregistered, "Unregistered holds it in 'layers' as well, where it would stay"),
+        (Keeping, ""),
+    ],
+)
+def test_a_layer_is_not_folded_where_something_else_may_call_it(make, reason):
+    model = shaken(make)
+    before = model(X)
+    folded = evenorm.fold(model, X)
+    torch.testing.assert_close(folded.model(X), before)
+    assert [reason in refusal.reason for refusal in folded.certificate.refusals] == ([True] if reason else [])
+
+
+@torch.no_grad()
+def test_a_list_that_is_followed_takes_nothing_away():
+    model = shaken(Unregistered)
+    before = model(X)
+    assert evenorm.conversion(model).layers[0].fused == ("act",)
+    torch.testing.assert_close(evenorm.convert(model)(X), before)
 
 
 def test_gradients_pass_as_before():

@@ -109,11 +109,12 @@ class Flows:
             raise LeftAloneError(f"{flow.forward} does not call it in every mode and with all arguments")
         if any(name.startswith(f"{places[0]}.") for name in self.read):
             raise LeftAloneError("a forward reads its parameters or buffers directly")
-        for held, by in self.held.items():
-            if f"{places[0]}.".startswith(held):
+        for beginning, by in self.held.items():
+            if f"{places[0]}.".startswith(beginning):
                 raise LeftAloneError(by)
         for around in self._around(places[0]):
-            if may_reach(around.module, places[0].removeprefix(f"{around.name}.")):
+            inside = f"{around.name}.".lstrip(".")
+            if may_reach(around.module, places[0].removeprefix(inside), past=not flow.name.startswith(inside)):
                 raise LeftAloneError(f"{around.forward} cannot be followed ({around.trouble}) and may reach it")
         return [sites[0] for sites in calls]
 

@@ -26,6 +26,7 @@ from evenorm.models.certificate import Certificate, Fold, Inputs, Refusal
 from evenorm.models.convert import fuse_again_, unfuse_
 from evenorm.models.flows import Flows, Site
 from evenorm.models.fuse import taken
+from evenorm.models.reach import held_beside
 from evenorm.models.spellings import word
 from evenorm.models.walk import LeftAloneError, batch_norms, hooked, kind, put_, shown, twin
 
@@ -159,6 +160,11 @@ class _Work:
         unfuse_(model)
         self.flows = Flows(model, (None,))
         self.left = {layer: name for name, layer in batch_norms(model)}
+        self.beside = {
+            held: f"{type(holder).__name__} holds it in {attribute!r} as well, where it would stay"
+            for holder in model.modules()
+            for held, attribute in held_beside(holder).items()
+        }
         self.folds: list[Fold] = []
         self.reasons: dict[str, str] = {}
 
@@ -184,6 +190,8 @@ class _Work:
     def _fold_(self, layer: _BatchNorm, name: str) -> str:
         """Fold one layer, in place; return the name of the layer that it went into."""
         self._check_fixed(layer, name)
+        if layer in self.beside:
+            raise LeftAloneError(self.beside[layer])
         affine = affine_of(layer)
         try:
             neighbour = self._before(layer, name)

@@ -21,14 +21,21 @@ WHOLE = ("children", "modules", "named_children", "named_modules", "get_submodul
 ORDINARY = vars(nn.Module()).keys()  # the attributes that torch gives to each module
 
 
-def may_reach(module: nn.Module, path: str) -> bool:
-    """Tell whether a module's own forward may call the layer at a path below it by itself."""
+def may_reach(module: nn.Module, path: str, *, past: bool = False) -> bool:
+    """Tell whether a module's own forward may call the layer at a path below it by itself.
+
+    Args:
+        module: whose forward cannot be followed.
+        path: the layer's name in the module.
+        past: whether the calls that are known come from outside, past the module: then a call of the layer, or of
+            what it is in, as it is, is one more.
+    """
     if type(module).__module__.startswith("torch."):
         return False  # wrappers of torch's, which call what they wrap
     if "forward" in vars(module):
         return True
     try:
-        return any(_reaches(source, module, path.split(".")) for source in methods(type(module)))
+        return any(_reaches(source, module, path.split("."), past) for source in methods(type(module)))
     except (OSError, TypeError, SyntaxError):
         return True
 
@@ -66,7 +73,7 @@ def _modules_in(value: object, seen: set[int]) -> Iterator[nn.Module]:
         yield from _modules_in(part, seen)
 
 
-def _reaches(source: Source, module: nn.Module, path: list[str]) -> bool:
+def _reaches(source: Source, module: nn.Module, path: list[str], past: bool) -> bool:
     """Tell whether a method uses a name on the way to a layer for anything but calling a module of its own."""
     me, tree = source.me, source.tree
     above = {child: parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}
@@ -80,7 +87,7 @@ def _reaches(source: Source, module: nn.Module, path: list[str]) -> bool:
             return True
         if node.attr in names:
             own = isinstance(node.value, ast.Name) and node.value.id == me and node.attr == path[0]
-            if not own or not (_is_called(node, above) or _gone_through(node, above, module, path)):
+            if past or not own or not (_is_called(node, above) or _gone_through(node, above, module, path)):
                 return True
     return False
 
