@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import evenorm
+from evenorm.models import sources
 from networks_of_people import shake_
 
 
@@ -658,3 +659,12 @@ class Switching(Block):
 def test_gradients_that_a_forward_switches_off_are_on_again():
     evenorm.convert(Switching())
     assert torch.is_grad_enabled()
+
+
+def test_a_forward_without_a_source_is_left_and_a_sequential_needs_none(monkeypatch):
+    known = {"Block": Block}
+    exec("class Typed(Block):\n    def forward(self, x):\n        return self.act(self.bn(self.conv(x)))", known)
+    monkeypatch.setattr(sources, "_trees", lambda _: (_ for _ in ()).throw(OSError))
+    left, fused = evenorm.conversion(nn.Sequential(known["Typed"](), nn.BatchNorm2d(3), nn.ReLU())).layers
+    assert left.reason == "Typed.forward cannot be followed (its source cannot be read)"
+    assert fused.fused == ("2",)

@@ -240,7 +240,7 @@ class _Follower:
             return True
 
         replaced = "it was replaced on the instance" if "forward" in vars(module) else ""
-        trouble = replaced or self.reader.unseen(module)
+        trouble = replaced or ("" if plain_sequential(original) else self.reader.unseen(module))
         if trouble:
             return Flow(original, name, (), trouble), []
         graphs: dict[str, fx.Graph] = {}
