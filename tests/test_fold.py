@@ -8,6 +8,7 @@ import io
 import json
 import random
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -464,16 +465,16 @@ def test_half_precision_is_cast_once_and_never_overflows():
 
 
 class Hiding(nn.Module):
-    """Calls its layers by a list that no fold can find, and so what was folded away once more."""
+    """Calls its layers by an object that no fold looks into, and so what was folded away once more."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
         shake_(self.layers[1])
-        self.hidden = list(self.layers)
+        self.hidden = SimpleNamespace(layers=list(self.layers))
 
     def forward(self, x):
-        for layer in self.hidden:
+        for layer in self.hidden.layers:
             x = layer(x)
         return x
 
