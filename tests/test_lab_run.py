@@ -119,9 +119,7 @@ def test_a_full_disk_keeps_what_was_finished_and_says_how_to_go_on(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fill)
-    with pytest.raises(
-        OSError, match=r"could not be written \(No space left on device\); finished trials are stored"
-    ):
+    with pytest.raises(OSError, match=r"could not be written: No space left on device; finished trials are stored"):
         go(tmp_path)
     assert len(trial_files(tmp_path)) == 3
     assert list(tmp_path.rglob("*.tmp")) == []

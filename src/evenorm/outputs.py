@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from evenorm import atomic
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 PAGES = (".html", ".htm")
@@ -53,13 +53,7 @@ def _check_place(option: str, path: Path, force: bool) -> None:
         raise FileExistsError(f"{path} is there already; --force overwrites it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}")
-    probe = _temporary(path)
-    try:
-        probe.write_bytes(b"")
-    except OSError as error:
-        raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        _remove(probe)
+    atomic.probe(path)
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], force: bool = False) -> None:
@@ -70,22 +64,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], force: bool = False) -
         OSError: as `check_out`, or no space left; what was there is still there.
     """
     check_out(path, force)
-    content = _content(path, state)
-    temporary = _temporary(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if not force and path.exists():
-            raise FileExistsError(f"{path} has appeared meanwhile; --force overwrites it")
-        os.replace(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise OSError(error.errno, f"{path} could not be written: {error.strerror}") from error
-    finally:
-        _remove(temporary)
+    atomic.write(path, _content(path, state), replace=force)
 
 
 def _content(path: Path, state: Mapping[str, Tensor]) -> bytes:
@@ -105,12 +84,3 @@ def _content(path: Path, state: Mapping[str, Tensor]) -> bytes:
 
 def _at_home(value: Tensor) -> Tensor:
     return value.detach().cpu() if isinstance(value, Tensor) else value
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()

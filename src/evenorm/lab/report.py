@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import jinja2
 import plotly.offline
 from markupsafe import Markup, escape
 
+from evenorm import atomic
 from evenorm.lab.interval_plot import interval_plot
 from evenorm.lab.language import translate
 from evenorm.lab.layer_page import LayerView, slider_limits
@@ -91,20 +91,7 @@ def write_report(
 def write_page(path: Path, page: str) -> None:
     """Write a page to a file, which appears complete or not at all; folders on the way are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        why = error.strerror or error
-        raise OSError(
-            error.errno, f"{path} could not be written ({why}); make room, or choose another place"
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    atomic.write(path, page.encode())
 
 
 def render_report(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from evenorm import atomic
 from evenorm.lab.trials import Record, Trial, canonical
 
 # A temporary file this old belongs to no living run; a write takes milliseconds.
@@ -59,22 +59,11 @@ class Store:
         """
         path = self.path(trial)
         content = {"configuration": trial.configuration(), "record": record, "sha256": _sha256(record)}
-        temporary = path.with_name(f".{path.stem[:16]}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(canonical(content) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{path} could not be written ({error.strerror}); finished trials are stored. Make room, and go on "
-                "with the same command",
-            ) from error
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+        atomic.write(
+            path,
+            f"{canonical(content)}\n".encode(),
+            remedy="finished trials are stored. Make room, and go on with the same command",
+        )
 
     def prepare(self, experiments: list[str]) -> None:
         """Make the folders, prove that they can be written, and remove what a killed run left half-written.
@@ -84,9 +73,7 @@ class Store:
         for name in experiments:
             folder = self.folder / name
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".probe.{os.getpid()}.tmp"
-            probe.write_text("")
-            probe.unlink()
+            atomic.probe(folder / "trial.json")
             for leftover in folder.glob(".*.tmp"):
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
