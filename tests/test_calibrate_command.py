@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -200,22 +201,40 @@ def interruptible():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_interruption_writes_nothing(shop):
+def read_until(descriptor: int, word: bytes = b"") -> bytes:
+    """Return what a terminal shows until it shows a word, or where there is none, to its end."""
+    seen = b""
+    with contextlib.suppress(OSError):  # of Linux, where the other end is closed
+        while not word or word not in seen:
+            if not (chunk := os.read(descriptor, 65536)):
+                break
+            seen += chunk
+    return seen
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interruption_shows_the_cursor_and_writes_nothing(shop, number, status):
     path = os.pathsep.join([str(Path(evenorm.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = "from evenorm.cli import main; main()"
     arguments = ["calibrate", "--model", "shop:make", "--data", "shop:slow", "--out", "new.pt"]
+    leader, follower = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", command, *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.DEVNULL,
+        stderr=follower,
+        env=os.environ | {"PYTHONPATH": path, "TERM": "xterm"},
         preexec_fn=interruptible,
     )
-    assert process.stdout.readline() == "reading\n"
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
-    assert process.returncode == 130
+    os.close(follower)
+    shown = read_until(leader, b"reading")
+    assert b"\x1b[?25l" in shown  # hidden while the bar is there
+    process.send_signal(number)
+    shown = read_until(leader)
+    os.close(leader)
+    assert process.wait(timeout=20) == status
+    assert b"\x1b[?25h" in shown
+    assert b"\x1b[?25l" not in shown
+    assert shown.endswith(b"evenorm: interrupted\r\n")
     assert not [path for path in shop.iterdir() if "new" in path.name]
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -349,6 +350,30 @@ def test_ctrl_c_is_one_line(
     monkeypatch.setattr(run, "choose", interrupt)
     assert call("lab", "report", "--out", str(tmp_path)) == 130
     assert capsys.readouterr().err.strip() == "evenorm: interrupted"
+
+
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_sigterm_is_answered_by_a_running_command_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: signal.Handlers
+) -> None:
+    seen = []
+    monkeypatch.setattr(run, "choose", lambda names: seen.append(signal.getsignal(signal.SIGTERM)) or [])
+    found = signal.signal(signal.SIGTERM, before)
+    try:
+        assert call("lab", "list", "--out", str(tmp_path)) == 0
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, found)
+    assert callable(seen[0]) == (before is signal.SIG_DFL)
+
+
+def test_the_guide_tells_every_exit_status() -> None:
+    guide = (SOURCE.parent / "docs" / "guide.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| (\d+) \|", guide, re.MULTILINE)) == {
+        *("0", "1", "2"),
+        str(evenorm.cli.INTERRUPTED),
+        str(evenorm.cli.TERMINATED),
+    }
 
 
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:

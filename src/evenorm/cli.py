@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 MISSING = 'evenorm: the command line needs more packages than the layers do: pip install "evenorm[lab]"'
-INTERRUPTED = 130
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 findings, 2 could not run, 130 interrupted."""
+    """Run one command and exit: 0 done, 1 findings, 2 could not run, 130 by Ctrl-C, 143 by SIGTERM."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given  # of every command, wherever it stands
-    sys.exit(_run([argument for argument in given if argument != "--debug"], debug))
+    with _terminated_as_interrupted() as terminated:
+        status = _run([argument for argument in given if argument != "--debug"], debug)
+    sys.exit(TERMINATED if terminated and status == INTERRUPTED else status)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[list[int]]:
+    """Make SIGTERM what Ctrl-C is, which shows the cursor and removes half a file; yield a list of those that came.
+
+    A handler of the caller's own stays, and so does a SIGTERM that is ignored.
+    """
+    came: list[int] = []
+    here = os.getpid()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != here:  # forked by a loader of the user's: it ends as it would without us
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        came.append(number)
+        raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield came
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(arguments: list[str], debug: bool) -> int:
