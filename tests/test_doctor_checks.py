@@ -9,12 +9,14 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import nn
 
 import evenorm
 from evenorm.doctor.findings import Finding, Severity, alike, counted, ranked
 from evenorm.doctor.measure import scored
 from evenorm.doctor.streams import _within
+from evenorm.inputs import load_weights
 
 
 def network(**options) -> nn.Sequential:
@@ -102,6 +104,45 @@ def test_a_bias_that_does_nothing():
     found = [finding for finding in evenorm.diagnose(model.state_dict()).findings if finding.code == "idle-bias"]
     assert [(one.layer, one.evidence) for one in found] == [("1", {"parameter": "0.bias"})]
     assert found == [one for one in evenorm.diagnose(model).findings if one.code == "idle-bias"]
+
+
+class Block(nn.Module):
+    """Batch norm in front of the convolution: nothing is idle here, though "conv1" comes before "norm1" by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1)
+
+    def forward(self, x):
+        return self.conv1(self.norm1(x))
+
+
+def test_findings_do_not_depend_on_the_order_of_keys(tmp_path):
+    pairs = [nn.Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)) for _ in range(6)]
+    model = nn.Sequential(*(layer for pair in pairs for layer in pair), Block())
+    state = model.state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    save_file(state, tmp_path / "w.safetensors")
+    backwards = dict(reversed(state.items()))
+    told = [evenorm.diagnose(load_weights(tmp_path / name)).to_dict() for name in ("w.pt", "w.safetensors")]
+    assert told[0] == told[1] == evenorm.diagnose(backwards).to_dict()
+    assert [layer["name"] for layer in told[0]["layers"]] == [*map(str, range(1, 12, 2)), "12.norm1"]
+    idle = [found["evidence"]["parameter"] for found in told[0]["findings"] if found["code"] == "idle-bias"]
+    assert idle == [f"{index}.bias" for index in range(0, 12, 2)]
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_bias_with_an_activation_behind_it_does_something(live):
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.BatchNorm1d(6))
+    findings = evenorm.diagnose(model if live else model.state_dict()).findings
+    assert [found.code for found in findings] == ["never-updated"]
+
+
+def test_names_of_any_length_are_no_trouble():
+    state = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6)).state_dict()
+    long = "9" * 6000
+    state = {f"{long}.{name}": tensor for name, tensor in state.items()} | {f"{long}1.bias": torch.zeros(6)}
+    assert [layer.name for layer in evenorm.diagnose(state).layers] == [f"{long}.1"]
 
 
 def test_momentum_is_the_layers_own_where_there_is_one():

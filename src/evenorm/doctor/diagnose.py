@@ -13,7 +13,7 @@ from evenorm.doctor import checkpoint, data_checks, live
 from evenorm.doctor.diagnosis import Diagnosis
 from evenorm.doctor.findings import Finding, LayerView, ranked
 from evenorm.doctor.measure import Measured, measure
-from evenorm.doctor.records import Record, from_model, from_state
+from evenorm.doctor.records import Record, from_model, from_state, in_order
 from evenorm.doctor.score import Loss
 from evenorm.doctor.summary import summary
 from evenorm.models.batches import Forward
@@ -81,7 +81,8 @@ def diagnose(
     elif data is not None or process_group is not None:
         raise TypeError("a state_dict can neither run nor have workers; give the network, with its weights loaded")
     else:
-        records, state = from_state(model), dict(model)
+        state = in_order(model)
+        records = from_state(state)
     findings = [found for record in records for check in checkpoint.CHECKS for found in check(record)]
     findings = _without_calibrated(findings, records)
     findings += checkpoint.lost_parameters(state, records)

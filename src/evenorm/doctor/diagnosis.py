@@ -17,7 +17,7 @@ class Diagnosis:
 
     Args:
         findings: worst first.
-        layers: the batch norm layers, in the order of the network.
+        layers: the batch norm layers, in the order of the network; of a state_dict, by name.
         summary: the answer to the question, in a sentence.
         scores: what was measured with data; None without.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,8 +58,27 @@ def check_state(state: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name!r} claims {tensor.numel()} values, and its storage holds fewer; save it anew")
 
 
+def in_order(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state_dict by name, numbers in names by their value: "2" before "10".
+
+    A file's own order is not the network's: safetensors sorts, torch keeps the order in which modules were made.
+    """
+    return {name: state[name] for name in sorted(state, key=_natural)}
+
+
+def _natural(name: str) -> tuple[list[list[tuple[int, str]]], str]:
+    parts = [re.split("([0-9]+)", part) for part in name.split(".")]  # text, digits, text, ...
+    return [[_value(text) if place % 2 else (0, text) for place, text in enumerate(part)] for part in parts], name
+
+
+def _value(digits: str) -> tuple[int, str]:
+    """Return what compares as the number does, however long."""
+    bare = digits.lstrip("0")
+    return len(bare), bare
+
+
 def from_state(state: Mapping[str, Tensor]) -> list[Record]:
-    """Return the records of the batch norm layers in a state_dict: those with a running mean and variance.
+    """Return the records of the batch norm layers in a state_dict `in_order`: with a running mean and variance.
 
     Raises:
         ValueError: a tensor that cannot be what its name says.
@@ -79,7 +99,7 @@ def from_state(state: Mapping[str, Tensor]) -> list[Record]:
                 batches=None if counter is None else _whole(counter),
                 weight=state.get(prefix + "weight"),
                 bias=state.get(prefix + "bias"),
-                bias_in_front=_bias_in_front(state, keys, places[prefix + MEAN], prefix),
+                bias_in_front=_bias_in_front(state, keys, places[prefix + MEAN], prefix, as_made=False),
             )
         )
     return found
@@ -107,29 +127,36 @@ def from_model(model: nn.Module) -> list[Record]:
                 eps=layer.eps,
                 momentum=layer.momentum,
                 live=layer,
-                bias_in_front="" if place is None else _bias_in_front(state, keys, place, prefix),
+                bias_in_front="" if place is None else _bias_in_front(state, keys, place, prefix, as_made=True),
             )
         )
     return found
 
 
-def _bias_in_front(state: Mapping[str, Tensor], keys: list[str], place: int, prefix: str) -> str:
-    """Return the bias that stands right before the layer in the state_dict, if it has the layer's channels.
+def _bias_in_front(state: Mapping[str, Tensor], keys: list[str], place: int, prefix: str, *, as_made: bool) -> str:
+    """Return the bias of the module that stands right before the layer in the state_dict, if it has its channels.
 
-    A state_dict is written in the order in which modules were made, which is seldom another than that of use.
-    safetensors sorts by name instead, so that there a bias may be missed, and "10" stand before "2": only a
-    neighbour of the same parent counts.
+    Only a neighbour of the same parent counts, and of two that are numbered, as in nn.Sequential, only the next:
+    an activation may be in between. By name alone "conv1" and "norm1" do not tell which comes first. Keys
+    `as_made`, in the order in which a live network made its modules, do: it is seldom another than that of use.
     """
     while place > 0 and keys[place].startswith(prefix):
         place -= 1
-    before = keys[place]
-    layer = before.removesuffix("bias")
-    parents = {name.rstrip(".").rpartition(".")[0] for name in (layer, prefix)}
-    if not before.endswith(".bias") or layer + MEAN in state or len(parents) > 1:
+    layer = keys[place].rpartition(".")[0] + "."
+    before = layer + "bias"
+    (parent, first), (own, second) = _place(layer), _place(prefix)
+    follows = as_made if first is None or second is None else second == first + 1
+    if before not in state or layer + MEAN in state or parent != own or not follows:
         return ""
     weight, mean = state.get(layer + "weight"), state[prefix + MEAN]
     affine = weight is not None and weight.dim() >= 2
     return before if affine and state[before].numel() == mean.numel() else ""
+
+
+def _place(prefix: str) -> tuple[str, int | None]:
+    """Return a module's parent, and its number there if it has one."""
+    parent, _, name = prefix.rstrip(".").rpartition(".")
+    return parent, int(name) if re.fullmatch("[0-9]{1,9}", name) else None
 
 
 def _check_shapes(state: Mapping[str, Tensor], prefix: str) -> None:
