@@ -29,7 +29,7 @@ HOME = ROOT / "src" / "evenorm"
 
 # Each module, or package, imports from the tiers above its own; within a package modules are free but for circles.
 TIERS = (
-    {"activations", "atomic", "moments"},
+    {"activations", "atomic", "moments", "tables"},
     {"averages", "formulas", "renorm"},
     {"engines"},
     {"workers"},

@@ -287,6 +287,31 @@ def test_a_table_with_gaps(tmp_path):
         load_data(str(path))
 
 
+ROWS = "a,b\n1,2\n3,4\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            ROWS.encode("utf-16"),
+            "is not UTF-8: it holds the byte 0xff; convert it: iconv -f utf-16 -t utf-8 table.csv >",
+        ),
+        (ROWS.encode("utf-16-le"), "it holds the byte 0x00; convert it: iconv -f utf-16 "),
+        (ROWS.replace("a", "가").encode("cp949"), "it holds the byte 0xb0; convert it: iconv -f cp949 "),
+        (b"a,b\n1,2\n3\n", "table.csv, line 3: 1 fields, but the head has 2"),
+        (b"a,b\n1,2\n3,4,5\n", "table.csv, line 3: 3 fields, but the head has 2"),
+        (b"a,b\n1,2\nNA,4\n", "column 'a' has 1 missing values"),
+        (b"", "has 0 columns in its first line; a table needs a head"),
+    ],
+)
+def test_a_table_of_another_kind_is_explained(tmp_path, content, message):
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_data(str(path))
+
+
 class Code:
     def __reduce__(self):
         raise AssertionError("not to be pickled")

@@ -247,17 +247,13 @@ def _read_table(path: Path, target: str | None) -> Tensor:
     """Return the rows of a table as float32, (rows, columns), without the target."""
     import polars
 
+    from evenorm import tables
+
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, and a table is required")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = polars.read_parquet(path)
-        else:  # no length to infer from: a column of whole numbers may have its first fraction in the last row
-            table = polars.read_csv(path, separator=separator_of(_head(path)), infer_schema_length=None)
-    except polars.exceptions.PolarsError as error:
-        raise ValueError(f"{path} cannot be read: {_told(error)}") from error
+    table, _ = tables.read(path)
     if target is not None and target not in table.columns:
         raise ValueError(f"{path} has no column {target!r}; it has {', '.join(table.columns)}")
     table = table.drop(target) if target is not None else table
@@ -273,16 +269,6 @@ def _read_table(path: Path, target: str | None) -> Tensor:
                 f"{path}: column {column.name!r} has {column.null_count()} missing values; fill them first"
             )
     return torch.from_numpy(table.cast(polars.Float32).to_numpy().copy())
-
-
-def separator_of(head: str) -> str:
-    """Return what stands between the columns of a text table: the most frequent candidate in its first line."""
-    return max(",;\t", key=head.count)
-
-
-def _head(path: Path) -> str:
-    with path.open("rb") as file:
-        return file.readline(1_000_000).decode("utf-8", "replace")
 
 
 def _call(function: Any, named: str) -> Any:

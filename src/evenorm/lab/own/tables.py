@@ -1,16 +1,14 @@
-"""CSV and Parquet tables, by polars."""
+"""Tables: which columns are numbers, which are text, and what is to be predicted."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import polars
-from polars.exceptions import PanicException, PolarsError
 
-from evenorm.inputs import separator_of
+from evenorm import tables
 from evenorm.lab.language import Text
 from evenorm.lab.own.raw import Array, Raw, drawn, drawn_note, single
 
@@ -18,7 +16,6 @@ DECIMAL_COMMA = r"^[+-]?\d+(,\d+)?([eE][+-]?\d+)?$"
 NUMERIC_BUT = r"[\s%,€$£₩]"  # what a number may be wrapped in and still be meant as one
 MOSTLY = 0.5  # of the values of a column of text: beyond, they are numbers with a stray among them
 UNIQUE = 0.9  # of the rows: a column of text with so many different values is seldom a category
-MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?"]  # what a CSV writes for no value
 
 
 def read_table(path: Path, target: str | None, drop: Sequence[str] = ()) -> Raw:
@@ -29,7 +26,8 @@ def read_table(path: Path, target: str | None, drop: Sequence[str] = ()) -> Raw:
     """
     if target is None:
         raise ValueError(f"--target must name the column of {path.name} that is to be predicted")
-    table, notes = _table(path)
+    table, separator = tables.read(path, least=2)
+    table, notes = (table, []) if separator == "," else _with_decimal_points(table)
     known = ", ".join(table.columns[:20]) + (", …" if len(table.columns) > 20 else "")
     for name in (target, *drop):
         if name not in table.columns:
@@ -108,48 +106,6 @@ def _doubts(column: polars.Series) -> list[Text]:
             )
         ]
     return []
-
-
-def _table(path: Path) -> tuple[polars.DataFrame, list[Text]]:
-    try:
-        if path.suffix.lower() == ".parquet":
-            return polars.read_parquet(path), []
-        separator = _check_lines(path)
-        table = polars.read_csv(path, separator=separator, null_values=MISSING, infer_schema_length=None)
-        return (table, []) if separator == "," else _with_decimal_points(table)
-    except (PolarsError, PanicException) as error:  # polars panics over some damaged Parquet files
-        raise ValueError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
-
-
-def _check_lines(path: Path) -> str:
-    """Return the separator of a table whose lines all hold as many fields as its head.
-
-    polars fills up short lines in silence, and names no line where one is too long.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head = file.readline(1_000_000)
-            separator = separator_of(head)
-            width = len(next(csv.reader([head], delimiter=separator), []))
-            lines = csv.reader(file, delimiter=separator)
-            for row in lines:
-                if row and len(row) != width:
-                    raise ValueError(
-                        f"{path}, line {lines.line_num + 1}: {len(row)} fields, but the head has {width}; mend the "
-                        "line, or put quotes around a field that holds the separator"
-                    )
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8: it holds the byte 0x{error.object[error.start]:02x}; convert it: iconv -f cp949 "
-            f"-t utf-8 {path.name} > converted.csv (or -f cp1252, -f utf-16, whichever it is)"
-        ) from error
-    except csv.Error as error:
-        raise ValueError(f"{path} cannot be read as a table: {error}") from error
-    if width < 2:
-        raise ValueError(
-            f"{path} has {width} column in its first line; a table needs a head and a comma between columns"
-        )
-    return separator
 
 
 def _refuse_unusable(name: str, inputs: Sequence[polars.Series]) -> None:
