@@ -36,6 +36,13 @@ def batches():
     labels = make().train()(inputs).argmax(1)
     return list(zip(inputs.split(100), labels.split(100)))
 
+def counted():
+    print("read")
+    return batches()
+def counted_anew():
+    print("read")
+    return iter(batches())
+
 def plain(): return nn.Linear(4, 3)
 def broken(): raise RuntimeError("no such backbone")
 def breaks():
@@ -156,6 +163,15 @@ def test_fix_writes_a_calibrated_copy(shop, capsys, out):
     assert Path("w.pt").read_bytes() == before
     status, shown, _ = run(capsys, *given, "--fix", "--out", out, "--force", "--json")
     assert json.loads(shown)["after"]["healthy"]
+
+
+@pytest.mark.parametrize(
+    ("data", "fix", "times"), [("counted", 1, 1), ("counted_anew", 1, 3), ("counted_anew", 0, 1)]
+)
+def test_fix_makes_data_anew_only_where_they_are_an_iterator(shop, capsys, data, fix, times):
+    cure = ["--fix", "--out", "cured.pt"] if fix else []
+    _, out, _ = run(capsys, "--model", "clinic:make", "--data", f"clinic:{data}", *cure)
+    assert out.count("read\n") == times
 
 
 def test_the_page_stands_alone(shop, capsys):

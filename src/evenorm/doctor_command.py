@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,7 @@ Data = Annotated[
     str | None,
     typer.Option(help="package.module:loader, a folder of .npy files, or a CSV or Parquet file."),
 ]
-Html = Annotated[Path | None, typer.Option(help="Write a page with plots here.")]
+Html = Annotated[Path | None, typer.Option(help="Write a page with plots here: .html or .htm.")]
 FailOn = Annotated[Threshold, typer.Option(help="Exit with 1 from findings of this severity on.")]
 Fix = Annotated[bool, typer.Option("--fix", help="Write a copy with exact statistics to --out; needs data.")]
 Out = Annotated[Path | None, typer.Option(help="Where --fix writes: .safetensors, .pt or .pth.")]
@@ -79,27 +80,22 @@ def doctor(
     network = inputs.load_model(model, weights)
     call = None if forward is None else inputs.load_object(forward, "--forward")
 
-    if fix and data is not None:
-        first = inputs.load_data(data, target, batch_size)
-        if isinstance(first, Iterator) and first is inputs.load_data(data, target, batch_size):
-            raise ValueError(
-                f"--fix reads the data three times, and --data {data} is an iterator, which can be read once only; "
-                "give a list, a loader, or a function that returns a new iterator"
-            )
+    readings = _readings(data, target, batch_size, times=3 if fix else 1)
+
+    def shown(task: str) -> Shown | None:
+        return None if data is None else Shown(next(readings), f"--data {data}", task)
 
     def examine(network: nn.Module, task: str) -> Diagnosis:
-        batches = (
-            None if data is None else Shown(inputs.load_data(data, target, batch_size), f"--data {data}", task)
-        )
+        batches = shown(task)
         found: Diagnosis = _named(model, lambda: diagnose(network, batches, forward=call, max_batches=max_batches))
         return found
 
     before, after = examine(network, "examining"), None
-    if fix and out is not None and data is not None:
+    if fix and out is not None:
         from evenorm.models.calibrate import calibrate
 
-        cured = copy.deepcopy(network)
-        batches = Shown(inputs.load_data(data, target, batch_size), f"--data {data}", "calibrating")
+        cured, batches = copy.deepcopy(network), shown("calibrating")
+        assert batches is not None
         _named(model, lambda: calibrate(cured, batches, forward=call, max_batches=max_batches))
         after = examine(cured, "examining again")
         outputs.save_weights(out, cured.state_dict(), force)
@@ -133,6 +129,28 @@ def _refuse_unread(options: Mapping[str, object]) -> None:
             raise ValueError(
                 f"{option} is for a network with data: weights alone cannot run; give --model and --data"
             )
+
+
+def _readings(data: str | None, target: str | None, batch_size: int, times: int) -> Iterator[Iterable[Any]]:
+    """Return what is read, so many times: the data themselves, or where they are an iterator, a new one each time.
+
+    Raises:
+        ValueError: an iterator that is no new one.
+    """
+    from evenorm import inputs
+
+    if data is None:
+        return iter(())
+    first = inputs.load_data(data, target, batch_size)
+    if not isinstance(first, Iterator):
+        return repeat(first, times)
+    found = [first, *(inputs.load_data(data, target, batch_size) for _ in range(times - 1))]
+    if times > 1 and found[1] is first:
+        raise ValueError(
+            f"--fix reads the data {times} times, and --data {data} is an iterator, which can be read once only; "
+            "give a list, a loader, or a function that returns a new iterator"
+        )
+    return iter(found)
 
 
 def _named(model: str, work: Callable[[], Any]) -> Any:
