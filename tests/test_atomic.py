@@ -67,5 +67,9 @@ def test_a_file_that_appears_meanwhile_is_left(tmp_path: Path, monkeypatch: pyte
 def test_a_probe_leaves_nothing(tmp_path: Path) -> None:
     atomic.probe(tmp_path / "a")
     assert os.listdir(tmp_path) == []
-    with pytest.raises(OSError, match=r"absent.a cannot be written: No such file"):
-        atomic.probe(tmp_path / "absent" / "a")
+    atomic.probe(tmp_path / "not" / "there" / "yet")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file.a cannot be written: Not a directory"):
+        atomic.probe(tmp_path / "file" / "a")
+    assert os.listdir(tmp_path) == ["file"]

@@ -231,6 +231,19 @@ def test_a_report_without_trials_names_the_command(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize("command", ["run", "report"])
+def test_a_place_that_cannot_be_written_is_told_before_the_training(
+    command: str, finished: list[tuple[object, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for name, says in (("file/new.md", "file/new.md cannot be written: Not a dir"), (".", "is a folder; give")):
+        assert call("lab", command, "--markdown", str(tmp_path / name), "--out", str(tmp_path)) == 2
+        captured = capsys.readouterr()
+        assert says in captured.err
+        assert captured.err.count("\n") == 1
+    assert finished == []
+
+
 def test_a_full_disk_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

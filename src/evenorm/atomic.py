@@ -43,12 +43,12 @@ def write(
 
 
 def probe(path: Path) -> None:
-    """Prove, before the work, that a file of this name can be written beside what is there.
+    """Prove, before the work, that a file of this name can be written: in its folder, or where that would be made.
 
     Raises:
         OSError: it cannot.
     """
-    temporary = _beside(path)
+    temporary = _beside(next(folder for folder in path.absolute().parents if folder.exists()) / path.name)
     try:
         temporary.write_bytes(b"")
     except OSError as error:

@@ -120,6 +120,7 @@ def run_(
 ) -> None:
     """Train the trials that are not stored yet, print the verdicts, and write the report."""
     asked = _asked(names, data, target, task, drop, quick, seeds, budget)
+    _check_markdown(markdown)
     from evenorm.lab import run
     from evenorm.lab.machines import Machines
     from evenorm.lab.store import Store
@@ -155,6 +156,7 @@ def report_(
 ) -> None:
     """Write the report again from stored trials, without training."""
     asked = _asked(names, data, target, task, drop, quick, seeds, None)
+    _check_markdown(markdown)
     scale = _scale(quick, seeds)
     from evenorm.lab import run
     from evenorm.lab.store import Store
@@ -199,6 +201,17 @@ def _asked(
     from evenorm.lab.own.session import Asked
 
     return Asked(data, target, task, tuple(drop or ()), tuple(names or ()))
+
+
+def _check_markdown(path: Path | None) -> None:
+    """Refuse, before the training, what the results could not be written to after it."""
+    if path is None:
+        return
+    from evenorm import atomic
+
+    if path.is_dir():
+        raise IsADirectoryError(f"--markdown {path} is a folder; give the name of a file")
+    atomic.probe(path)
 
 
 @contextmanager
