@@ -120,7 +120,9 @@ def test_a_table_of_data(shop, capsys):
     rows = "\n".join(f"{i},{i % 3},{-i},{i * i},yes" for i in range(12))
     (shop / "rows.csv").write_text(f"a,b,c,d,label\n{rows}\n")
     given = ("--model", "shop:make", "--data", "rows.csv")
-    assert run(capsys, *given, "--target", "label", "--max-batches", "1", "--batch-size", "8")[0] == 0
+    status, printed, _ = run(capsys, *given, "--target", "label", "--max-batches", "1", "--batch-size", "8")
+    assert status == 0
+    assert "\n1 batch; shift" in printed
     status, _, err = run(capsys, *given)
     assert status == 2
     assert "rows.csv: column 'label' holds String" in err

@@ -84,7 +84,8 @@ class Calibration:
         lines = [_line(row, widths) for row in (COLUMNS, tuple("-" * width for width in widths), *rows)]
         early = ", stopped early" if self.stopped_early else ""
         passes = f" in each of {self.passes} passes" if self.passes > 1 else ""
-        lines += ["", f"{self.batches} batches{passes}{early}; shift and error in standard deviations"]
+        batches = f"{self.batches} batch{'es' * (self.batches != 1)}"
+        lines += ["", f"{batches}{passes}{early}; shift and error in standard deviations"]
         lines += [f"untouched: {name} ({reason})" for name, reason in self.untouched.items()]
         return "\n".join(lines)
 
