@@ -8,16 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from evenorm.engines.triton.tiles import (
-    SIZES,
-    assign,
-    coefficients,
-    extents,
-    gradient_by_z,
-    load_gradient,
-    locate,
-    statistics,
-)
+from evenorm.engines.triton.tiles import SIZES, affine, assign, extents, gradient_by_z, load_gradient, locate, span
 
 
 @triton.jit
@@ -38,6 +29,13 @@ def load_terms(offset, slope, count, group, channels, c, rest, inverse):
         by_g = by_g / n
         by_xhat = by_xhat / n
     return training_terms(by_g, by_xhat, rest, inverse)
+
+
+@triton.jit
+def finish_sums(g, g_away, rest, inverse):
+    """Return sum g and sum g * xhat in float64, from tiles of g and of g * (x - centre)."""
+    whole = tl.sum(g, axis=1).to(tl.float64)
+    return whole, (tl.sum(g_away, axis=1).to(tl.float64) - rest * whole) * inverse
 
 
 @triton.jit
@@ -85,29 +83,27 @@ def sums_kernel(
     block_n: tl.constexpr,
     block_l: tl.constexpr,
 ):
-    """Write both sums of each chunk, (P, C); with dx, which then is that of fixed statistics, in the same pass."""
+    """Write both sums of each chunk, (P, C); with dx, which then is that of fixed statistics, in the same pass.
+
+    A tile is loaded while the one before it is added; behind the last one nothing is.
+    """
     channels, positions = extents(channels, positions, align, rows)
-    program = tl.program_id(0)
-    chunk, group, first_c, start, stop = assign(program, channels, chunks, base, extra, unit, block_c)
+    chunk, group, first_c, start, stop = assign(tl.program_id(0), channels, chunks, base, extra, unit, block_c)
     c = first_c + tl.arange(0, block_c)
-    found, spread = statistics(mean, var, count, group, stride, c, c < channels)
-    centre, scale, lift, rest, inverse = coefficients(found, spread, weight, bias, eps, c, c < channels)
+    centre, scale, lift, rest, inverse = affine(mean, var, count, weight, bias, eps, group, stride, c, channels)
     sum_g = tl.zeros([block_c, block_n * block_l], tl.float32)
     sum_g_away = sum_g
-    first = chunk % chunks * per_chunk
+    first, last = span(chunk, chunks, per_chunk, tiles)
     corner, offsets, inside, valid = locate(
         first, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
     )
     given, values, kept = load_gradient(dy, x, saved, corner, offsets, inside & valid)
-    for i in range(tl.minimum(per_chunk, tiles - first)):
-        # The tile behind the last one is not there, and nothing of it is loaded.
+    for i in range(last - first):
         next_corner, next_offsets, next_inside, next_valid = locate(
             first + i + 1, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
         )
-        more = first + i + 1 < tl.minimum(first + per_chunk, tiles)
-        next_given, next_values, next_kept = load_gradient(
-            dy, x, saved, next_corner, next_offsets, next_inside & next_valid & more
-        )
+        real = next_inside & next_valid & (first + i + 1 < last)
+        next_given, next_values, next_kept = load_gradient(dy, x, saved, next_corner, next_offsets, real)
         g, away = gradient_by_z(given, values, kept, saved, inside & valid, centre, scale, lift, code, parameter)
         sum_g += g
         sum_g_away += g * away
@@ -115,11 +111,9 @@ def sums_kernel(
             write_gradient(g, away, corner, offsets, inside, valid, scale, None, None, dx, dresidual)
         corner, offsets, inside, valid = next_corner, next_offsets, next_inside, next_valid
         given, values, kept = next_given, next_values, next_kept
-    whole = tl.sum(sum_g, axis=1).to(tl.float64)
-    at = chunk * channels + c
-    tl.store(sums_g + at, whole, mask=c < channels)
-    by_xhat = (tl.sum(sum_g_away, axis=1).to(tl.float64) - rest * whole) * inverse
-    tl.store(sums_g_xhat + at, by_xhat, mask=c < channels)
+    whole, by_xhat = finish_sums(sum_g, sum_g_away, rest, inverse)
+    tl.store(sums_g + chunk * channels + c, whole, mask=c < channels)
+    tl.store(sums_g_xhat + chunk * channels + c, by_xhat, mask=c < channels)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -206,13 +200,12 @@ def gradient_kernel(
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     chunk, group, first_c, start, stop = assign(program, channels, chunks, base, extra, unit, block_c)
     c = first_c + tl.arange(0, block_c)
-    found, spread = statistics(mean, var, count, group, stride, c, c < channels)
-    centre, scale, lift, rest, inverse = coefficients(found, spread, weight, bias, eps, c, c < channels)
+    centre, scale, lift, rest, inverse = affine(mean, var, count, weight, bias, eps, group, stride, c, channels)
     by_g, by_away = None, None
     if offset is not None:
         by_g, by_away = load_terms(offset, slope, count, group, channels, c, rest, inverse)
-    first = chunk % chunks * per_chunk
-    for i in range(tl.minimum(per_chunk, tiles - first)):
+    first, last = span(chunk, chunks, per_chunk, tiles)
+    for i in range(last - first):
         corner, offsets, inside, valid = locate(
             first + i, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
         )
@@ -261,15 +254,13 @@ def train_backward_kernel(
     program = tl.program_id(0)
     _, group, first_c, start, stop = assign(program, channels, 1, base, extra, unit, block_c)
     c = first_c + tl.arange(0, block_c)
-    found, spread = statistics(mean, m2, count, group, channels, c, c < channels)
-    centre, scale, lift, rest, inverse = coefficients(found, spread, weight, bias, eps, c, c < channels)
+    centre, scale, lift, rest, inverse = affine(mean, m2, count, weight, bias, eps, group, channels, c, channels)
     corner, offsets, inside, valid = locate(
         group * 0, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
     )
     given, values, kept = load_gradient(dy, x, saved, corner, offsets, inside & valid)
     g, away = gradient_by_z(given, values, kept, saved, inside & valid, centre, scale, lift, code, parameter)
-    whole = tl.sum(g, axis=1).to(tl.float64)
-    by_xhat = (tl.sum(g * away, axis=1).to(tl.float64) - rest * whole) * inverse
+    whole, by_xhat = finish_sums(g, g * away, rest, inverse)
     if sums_g is not None:
         tl.store(sums_g + group * channels + c, whole, mask=c < channels)
         tl.store(sums_g_xhat + group * channels + c, by_xhat, mask=c < channels)

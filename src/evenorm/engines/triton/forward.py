@@ -7,6 +7,7 @@ import triton.language as tl
 
 from evenorm.engines.triton.tiles import (
     SIZES,
+    affine,
     assign,
     coefficients,
     count_held,
@@ -16,7 +17,7 @@ from evenorm.engines.triton.tiles import (
     finite,
     locate,
     skip_empty,
-    statistics,
+    span,
     write_output,
 )
 
@@ -58,8 +59,7 @@ def pool_kernel(
     channels, positions = extents(channels, positions, align, rows)
     program = tl.program_id(0)
     chunk, _, first_c, start, stop = assign(program, channels, chunks, base, extra, unit, block_c)
-    first = chunk % chunks * per_chunk
-    last = tl.minimum(first + per_chunk, tiles)
+    first, last = span(chunk, chunks, per_chunk, tiles)
     if mask is not None:  # the centre comes from the first tile that has a valid value
         first = skip_empty(
             first, last, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
@@ -174,10 +174,9 @@ def normalize_kernel(
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     chunk, group, first_c, start, stop = assign(program, channels, chunks, base, extra, unit, block_c)
     c = first_c + tl.arange(0, block_c)
-    found, spread = statistics(mean, var, count, group, stride, c, c < channels)
-    centre, scale, lift, _, _ = coefficients(found, spread, weight, bias, eps, c, c < channels)
-    first = chunk % chunks * per_chunk
-    for i in range(tl.minimum(per_chunk, tiles - first)):
+    centre, scale, lift, _, _ = affine(mean, var, count, weight, bias, eps, group, stride, c, channels)
+    first, last = span(chunk, chunks, per_chunk, tiles)
+    for i in range(last - first):
         corner, offsets, inside, valid = locate(
             first + i, first_c, start, stop, channels, positions, mask, wide, rows, block_c, block_n, block_l
         )

@@ -44,6 +44,13 @@ def assign(program, channels, chunks, base, extra, unit, block_c: tl.constexpr):
 
 
 @triton.jit
+def span(chunk, chunks, per_chunk, tiles):
+    """Return a chunk's first tile in its group, and the one behind its last."""
+    first = chunk % chunks * per_chunk
+    return first, tl.minimum(first + per_chunk, tiles)
+
+
+@triton.jit
 def extents(channels, positions, align: tl.constexpr, rows: tl.constexpr):
     """Return C and L, the innermost of them visibly divisible by `align`; it came divided."""
     if rows:
@@ -220,6 +227,13 @@ def statistics(mean, var, count, group, stride, c, inside):
     if count is not None:
         spread = spread / tl.maximum(tl.load(count + group), 1.0)
     return found, spread
+
+
+@triton.jit
+def affine(mean, var, count, weight, bias, eps, group, stride, c, channels):
+    """Load what normalises some channels of a group: the `coefficients` of their `statistics`."""
+    found, spread = statistics(mean, var, count, group, stride, c, c < channels)
+    return coefficients(found, spread, weight, bias, eps, c, c < channels)
 
 
 @triton.jit
