@@ -104,6 +104,8 @@ class Kept(_NormBase):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._widen_statistics(dict(self._buffers))
         mean, counter = self._buffers.get("running_mean"), self._buffers.get("nonfinite_batches")
+        if isinstance(mean, UninitializedBuffer):  # nothing has been counted, and it has nothing to compare with
+            return
         if mean is not None and counter is not None and f"{prefix}running_mean" in state_dict:
             if counter.device == mean.device and counter.is_inference() == mean.is_inference():
                 counter.zero_()
