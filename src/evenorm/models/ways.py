@@ -33,10 +33,8 @@ TRIES = 3  # until random numbers that are drawn are taken for the forward's own
 RAISE, UNPACK = dis.opmap["RAISE_VARARGS"], dis.opmap["UNPACK_SEQUENCE"]
 LAYERS = ("torch.nn.", "evenorm.")  # where classes live that call nothing of the user's
 UNKNOWN = object()  # an argument of which nothing is known
-GRADIENT, KEPT = (
-    "gradient",
-    "kept",
-)  # what is noted about a node: whether gradients pass, whether something holds it
+# What is noted about a node: whether gradients pass through it, whether something holds its value.
+GRADIENT, KEPT = "gradient", "kept"
 
 T = TypeVar("T")
 _one_at_a_time = threading.RLock()  # torch.fx and we replace functions that all threads call
