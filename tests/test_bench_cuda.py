@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import evenorm
-from evenorm.bench import cuda, network
-from evenorm.bench.contenders import Inputs
+from evenorm.bench import cuda, network, peers
+from evenorm.bench.contenders import Inputs, make_inputs, runner, theirs
 from evenorm.bench.rows import BLOCKS, Row
 from evenorm.cli import main
 
@@ -76,6 +78,41 @@ def test_inputs_rotate_past_the_cache() -> None:
     assert cuda._sets(2**30, 50 * 2**20) == 1
 
 
+class OfApex(nn.Module):
+    """What apex's layer takes and gives: (N, H, W, C) without gaps, an addition only before a ReLU."""
+
+    def __init__(self, channels: int, fuse_relu: bool = False) -> None:
+        super().__init__()
+        self.layer, self.fuse_relu = nn.BatchNorm2d(channels), fuse_relu
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor | None = None) -> torch.Tensor:
+        assert x.is_contiguous()
+        assert z is None or (z.is_contiguous() and self.fuse_relu)
+        y = self.layer(x.movedim(-1, 1)) + (0 if z is None else z.movedim(-1, 1))
+        return (y.relu() if self.fuse_relu else y).movedim(1, -1)
+
+
+def test_peers_are_timed_where_they_are_installed_and_take_the_input(
+    machine: cuda.Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = Row((4, 3, 5, 5), channels_last=True)
+    assert not list(peers.installed(row, BLOCKS["bn"], torch.float16))
+    for name in ("apex", "apex.contrib", "apex.contrib.groupbn"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "apex.contrib.groupbn.batch_norm", SimpleNamespace(BatchNorm2d_NHWC=OfApex))
+    for block in ("bn", "bn-relu", "bn-add-relu"):
+        assert "apex" in cuda.measure(row, BLOCKS[block], "float16", True, 3, machine).seconds
+        ((_, peer),) = peers.installed(row, BLOCKS[block], torch.float16)
+        inputs = make_inputs(row, BLOCKS[block], torch.float16)
+        for found, expected in zip(
+            runner(peer, inputs, True)(), runner(theirs(row, BLOCKS[block]), inputs, True)(), strict=True
+        ):
+            torch.testing.assert_close(found, expected)
+    assert not list(peers.installed(row, BLOCKS["bn-silu"], torch.float16))
+    assert not list(peers.installed(row, BLOCKS["bn"], torch.bfloat16))
+    assert not list(peers.installed(Row(row.shape), BLOCKS["bn"], torch.float16))
+
+
 def test_small_rows_are_timed_by_the_host(machine: cuda.Machine) -> None:
     result = cuda.measure(cuda.SMALL_ROWS[0], BLOCKS["bn"], "float32", True, 3, machine)
     assert result.host
@@ -122,7 +159,8 @@ def test_a_networks_steps_are_timed_by_the_device(machine: cuda.Machine) -> None
 
 def test_the_table_can_be_pasted() -> None:
     seconds = {"ours": 1e-3, "eager": 2e-3, "compiled": 1.5e-3}
-    results = [cuda.Result("8×3", "BatchNorm", size, False, seconds, 0.8, 0.1, size > 10) for size in (10, 2**30)]
+    both = (10, seconds), (2**30, seconds | {"apex": 3e-3})
+    results = [cuda.Result("8×3", "BatchNorm", size, False, took, 0.8, 0.1, size > 10) for size, took in both]
     of_host = cuda.Result("60×100", "BatchNorm", 10, True, {"ours": 2e-3, "eager": 1e-3}, 0.8, 0.1, True)
     _, header, rule, small, large, summary, title, *_, last = cuda.as_markdown([of_host, *results])
     assert "host" in title

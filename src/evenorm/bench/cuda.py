@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenorm.bench import network
+from evenorm.bench import network, peers
 from evenorm.bench.contenders import Inputs, Run, compiled, floor_in_clones, make_inputs, ours, runner, theirs
 from evenorm.bench.measure import DTYPES, require_rounds
 from evenorm.bench.rows import BLOCKS, Block, Row
@@ -172,6 +172,8 @@ def contenders(
     yield "eager, no cuDNN", without, [runner(eager, one, training) for one in sets]
     of_torch = compiled(eager)
     yield "compiled", nullcontext, [runner(of_torch, one, training) for one in sets]
+    for name, peer in peers.installed(row, block, sets[0].x.dtype):
+        yield name, nullcontext, [runner(peer.to(device), one, training) for one in sets]
 
 
 def device_seconds(runs: Sequence[Callable[[], object]], repeats: int) -> float:
@@ -208,12 +210,14 @@ def as_markdown(results: Sequence[Result]) -> Iterator[str]:
         chosen = [result for result in results if result.host == host]
         if not chosen:
             continue
-        names = list(chosen[0].seconds)
+        names = list(dict.fromkeys(name for result in chosen for name in result.seconds))
         yield f"\nTime of the {'host' if host else 'device'}, a call:\n"
         yield f"| block | shape | {' | '.join(names)} | best of the others / ours | of the copy |"
         yield "|" + "---|" * (len(names) + 4)
         for result in chosen:
-            times = " | ".join(f"{result.seconds[name] * 1e6:.0f} µs" for name in names)
+            times = " | ".join(
+                f"{result.seconds[name] * 1e6:.0f} µs" if name in result.seconds else "" for name in names
+            )
             share = f"{result.share:.0%}" if result.size >= LARGE else ""
             wrong = "" if result.right else f" WRONG by {result.error:.2g}"
             yield f"| {result.block} | {result.row} | {times} | {result.ratio:.2f} | {share}{wrong} |"
