@@ -121,7 +121,8 @@ def spread(statistic: Tensor, x: Tensor, splits: Sequence[int] | None = None) ->
     """Lay statistics, (C,) or (G, C), out so that they broadcast against x, (N, C, *positions)."""
     if splits is not None and statistic.dim() == 2:
         statistic = statistic.index_select(0, _group_of(splits, x))
-    return statistic.reshape(-1, statistic.shape[-1], *[1] * (x.dim() - 2))
+    rows = 1 if statistic.dim() == 1 else statistic.shape[0]
+    return statistic.reshape(rows, statistic.shape[-1], *[1] * (x.dim() - 2))
 
 
 def spread_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
