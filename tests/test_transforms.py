@@ -154,11 +154,15 @@ def test_functional_gradients_are_autograds(training: bool, options: dict[str, A
 def test_raise_looks_at_values_where_a_transform_shows_them() -> None:
     layers = [layer_of({"on_nonfinite": "raise"}) for _ in range(2)]
     layer, x = layers[0], torch.randn(6, 3)
-    gradient = grad(lambda x: layer(x).sin().sum())
-    torch.testing.assert_close(gradient(x), grad(lambda x: layer_of({})(x).sin().sum())(x))
-    assert layer.num_batches_tracked == 1
+    given = dict(layer.named_buffers())  # as arguments, which is what a training step wants where no engine is
+    gradient = grad(lambda x, given: functional_call(layer, given, (x,)).sin().sum())
+    plain = layer_of({})
+    expected = torch.autograd.grad(plain(x.requires_grad_()).sin().sum(), x)[0]
+    torch.testing.assert_close(gradient(x.detach(), given), expected)
+    torch.testing.assert_close(given, buffers(plain), rtol=0, atol=0)
+    x = x.detach()
     with pytest.raises(ValueError, match=r"^BatchNorm\(3\): the batch holds NaN or inf in channel 0, 1, 2;"):
-        gradient(x * torch.nan)
+        gradient(x * torch.nan, given)
     state = stack_module_state(layers)
     with pytest.raises(ValueError, match=r"^BatchNorm\(3\): on_nonfinite='raise' looks at values, which vmap and"):
         vmap(lambda p, b: functional_call(layer, (p, b), (x,)))(*state)
