@@ -41,9 +41,8 @@ SMALL_ROWS = Row((60, 100)), Row((128, 256)), Row((8, 64, 14, 14))  # where the 
 DEFAULT = "bn", "bn-relu", "bn-add-relu"
 NETWORK = "network"  # the name of the block that trains a whole one
 
-Timer = Callable[
-    [Sequence[Callable[[], object]], int], float
-]  # seconds a call, of so many calls of the runs in rotation
+Call = Callable[[], object]
+Timer = Callable[[Sequence[Call], int], float]  # seconds a call, of so many calls of the runs in rotation
 
 
 @dataclass(frozen=True)
@@ -154,11 +153,11 @@ def measure(row: Row, block: Block, dtype: str, training: bool, rounds: int, mac
 def network_seconds(size: network.Size, dtype: torch.dtype, rounds: int, machine: Machine) -> dict[str, float]:
     """Time a step of training of each contender, in turn, by the device; seconds, medians over the rounds."""
     steps = network.make_steps(size, dtype, machine.device)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            times[name].append(machine.by_device([step], 3))
-    return {name: statistics.median(found) for name, found in times.items()}
+    timed = ((name, machine.by_device([step], 3)) for _ in range(rounds) for name, step in steps.items())
+    found = show_progress(timed, rounds * len(steps), lambda one: one[0])
+    return {
+        name: statistics.median(seconds for timed_name, seconds in found if timed_name == name) for name in steps
+    }
 
 
 def contenders(
@@ -176,7 +175,7 @@ def contenders(
         yield name, nullcontext, [runner(peer.to(device), one, training) for one in sets]
 
 
-def device_seconds(runs: Sequence[Callable[[], object]], repeats: int) -> float:
+def device_seconds(runs: Sequence[Call], repeats: int) -> float:
     """Time calls in rotation between two events of the device; the first rotation warms up."""
     for run in runs:
         run()
@@ -190,7 +189,7 @@ def device_seconds(runs: Sequence[Callable[[], object]], repeats: int) -> float:
     return milliseconds / 1e3 / repeats
 
 
-def host_seconds(runs: Sequence[Callable[[], object]], repeats: int) -> float:
+def host_seconds(runs: Sequence[Call], repeats: int) -> float:
     """Time calls in rotation until the last has come back; few enough for the device to take them all at once."""
     for run in runs:
         run()
