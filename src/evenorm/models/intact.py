@@ -74,9 +74,8 @@ def remember_random() -> Callable[[], bool]:
             numpy.random.set_state,
             lambda now, before: all(map(numpy.array_equal, now, before)),
         )
-    return lambda: (
-        sum([restore() for restore in restores]) > 0
-    )  # all of them, not as far as the first that was drawn from
+    # A list, so that all are put back, not those as far as the first that was drawn from.
+    return lambda: sum([restore() for restore in restores]) > 0
 
 
 def _holds(buffer: Tensor) -> bool:
